@@ -1,0 +1,85 @@
+package fsm
+
+// Code says how a command ended.
+type Code uint8
+
+const (
+	Done     Code = iota // it did what it says, or there was nothing to do
+	Granted              // Fence and Locks say what is held
+	Queued               // Ticket and Place say where
+	Busy                 // not granted and not queued; Owner says because of whom
+	NotHeld              // Release by fence, Renew: that hold is over
+	Refused              // Reason says why, in words for the user
+	Stranger             // Ask.Node is no incarnation of the table: join again
+	Stale                // Ask.Seq was answered and forgotten: a late duplicate
+)
+
+// Result answers one command.
+type Result struct {
+	Code   Code
+	Fence  Fence    // Granted
+	Locks  []string // Granted: what is held; Release, Break: what was ended
+	Owner  string   // who holds (or waits first for) the first busy lock of those named, after the command; empty if none
+	Ticket Ticket   // Queued
+	Place  int      // Queued: 1 is next; 0 is not known (a repeated request)
+	Broken []string // Break: the owners whose holds were ended
+	Checks []Check  // Acquire with autounlock: busy locks passed over whose holder has autounlock too, in order
+	Node   Incarnation
+	Reason string // Refused
+}
+
+// Check names a holder that may be dead (autounlock_check on the wire).
+type Check struct {
+	Lock    string
+	Process Process
+}
+
+// EventKind is one of the closed set below.
+type EventKind uint8
+
+const (
+	EventGranted    EventKind = iota + 1 // a hold began, at once or after a wait
+	EventQueued                          // a wait began
+	EventReleased                        // a hold ended; Cause says why
+	EventWithdrawn                       // a wait ended without a grant; Cause says why
+	EventSuperseded                      // a claim was taken over by a later request of the same claimant; Ask is the earlier one
+)
+
+// Cause says why a hold or a wait ended.
+type Cause uint8
+
+const (
+	CauseNone        Cause = iota
+	CauseOwner             // its owner asked
+	CauseLimit             // the hold limit passed
+	CauseLease             // the lease ran out
+	CauseBroken            // broken by Event.By
+	CauseProcessGone       // its process ended
+	CauseUndelivered       // the client had gone before the grant reached it
+	CauseNodeGone          // the node it waited by is gone
+)
+
+// Event is something the outside must know. Ask is the request the event
+// concerns, so that the node which made it can tell its client; events come in
+// the order in which things happened.
+type Event struct {
+	Kind    EventKind
+	Ask     Ask
+	Waited  bool // EventGranted: the grant ends a wait, and the client behind Ask is to be told
+	Owner   string
+	ID      RequestID
+	Locks   []string
+	Fence   Fence
+	Ticket  Ticket
+	Mode    Mode
+	Process Process
+	Cause   Cause
+	By      string
+	At      Millis
+}
+
+// Outcome is what applying an entry gave: one result a proposal, and the events.
+type Outcome struct {
+	Results []Result
+	Events  []Event
+}
