@@ -1,0 +1,37 @@
+// Package cluster runs one node of the lock cluster: the only place where the
+// lock table, Raft, sockets and timers meet.
+//
+// # The idea
+//
+// A node is either a server, which holds a replica of the table and votes, or an
+// agent, which holds none. Both serve clients alike. A client's request becomes
+// an fsm command; the node numbers it, hands it to the leader (itself, or over a
+// link to the leader's node) and keeps it until an answer comes. When the leader
+// changes, every unanswered command is handed to the new one again: the table
+// remembers what it answered, so a command counts once however often it arrives.
+// The client's connection stays open throughout and sees nothing but delay.
+//
+// # What must hold
+//
+//   - An answer is given only for what a quorum has written to disk.
+//   - A command is applied at most once: its number (incarnation, sequence) is
+//     in the log beside it.
+//   - A waiting request is registered before it is proposed, so that a grant
+//     can never arrive before someone listens for it.
+//   - A grant reaches the node of its client twice, from the leader at once and
+//     from the node's own log later; the first one counts.
+//   - A grant whose client has gone is withdrawn by name of the request, so that
+//     it can never end what the same owner asked for later.
+//   - Linearizable reads go by an index the leader vouched for after it proved
+//     that it still leads, and only once it has applied its own term's first entry.
+//   - Nothing runs as leader before that entry either, and whatever runs as
+//     leader only proposes: what happens is decided by the log.
+//   - Any error of the disk ends the node: a replica that cannot trust its log
+//     must not vote.
+//
+// # Goroutines
+//
+// Every goroutine is started by Node.run, ends when the node's context does, and
+// Close waits for all of them. Locks are leaves: nothing that blocks is called
+// with one held.
+package cluster
