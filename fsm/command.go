@@ -46,6 +46,18 @@ const (
 	Slots                 // at most Acquire.Slots holders
 )
 
+func (m Mode) String() string {
+	switch m {
+	case Exclusive:
+		return "exclusive"
+	case Shared:
+		return "shared"
+	case Slots:
+		return "slots"
+	}
+	return "unknown"
+}
+
 // Choice says how many of the named locks a request wants.
 type Choice uint8
 

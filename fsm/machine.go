@@ -12,14 +12,14 @@ type Hold struct {
 	Slots      uint32
 	Limit      Millis
 	Lease      Millis
-	Granted    Millis
-	Renewed    Millis
+	Granted    Millis // when it began, or when its claimant last asked for it again; Limit counts from here
+	Renewed    Millis // last proof of life; Lease counts from here
 	Process    Process
 	Autounlock bool
 }
 
 // Wait is a queued request; like Hold, never changed once in the table. Its
-// Acquire's place in every queue is its Ticket.
+// place in every one of its queues is its Ticket.
 type Wait struct {
 	Ticket  Ticket
 	Ask     Ask
@@ -34,37 +34,119 @@ type Node struct {
 	Nonce       [16]byte
 }
 
-// Machine is the lock table. It is not safe for concurrent use; views returned
-// by its methods are immutable and stay valid.
-type Machine struct{}
+// Machine is the lock table. It is not safe for concurrent use; the values that
+// its methods return are immutable and stay valid.
+type Machine struct {
+	now Millis
 
-// The method set that the other packages build on:
-//
-//	func New() *Machine
-//	func Restore(b []byte) (*Machine, error)
-//	func (m *Machine) Apply(e Entry) Outcome        total for every decodable entry
-//	func (m *Machine) Now() Millis
-//	func (m *Machine) NextDeadline() (Millis, bool) earliest expiry, if any hold has one
-//	func (m *Machine) Status(owner string, locks []string) Result
-//	                        the STATUS rule: Granted with Locks = the first of locks held by owner (and its Fence),
-//	                        else Busy with Owner, else Done when none is held
-//	func (m *Machine) Claim(a Ask) (*Hold, *Wait)   what that request holds or waits for now; at most one is not nil
-//	func (m *Machine) Holders(lock string) []*Hold  by fence
-//	func (m *Machine) Queue(lock string) iter.Seq[*Wait] in order
-//	func (m *Machine) QueueLen(lock string) int
-//	func (m *Machine) Nodes() []Node                by incarnation
-//	func (m *Machine) ByProcess(host string, pid int32) ([]*Hold, []*Wait)  with autounlock, by fence and by ticket
-//	func (m *Machine) OnHost(host string) ([]*Hold, []*Wait)                the same for every process of a host
-//	func (m *Machine) Counts() Counts               {Locks, Holds, Waits, Nodes int; Fence Fence; Ticket Ticket}
-//	func (m *Machine) Snapshot() *Snapshot          copies pointers only; safe to read while the machine goes on
-//	func (s *Snapshot) Holds() []*Hold              sorted by first lock name, then fence
-//	func (s *Snapshot) Waits() []*Wait              sorted by ticket
-//	func (s *Snapshot) Encode(write func([]byte) error) error   in chunks of at most about 64 KiB; equal states give equal bytes
-//	func (m *Machine) Digest() uint64
-//	func (m *Machine) Check() error
-//
-//	func AppendEntry(dst []byte, e Entry) []byte          version byte first
-//	func DecodeEntry(b []byte) (Entry, error)             ErrNewer for a version or kind of a later release, ErrCorrupt otherwise
-//	func AppendProposal(dst []byte, p Proposal) []byte    self-delimiting; DecodeProposal(b) (Proposal, rest []byte, error)
-//	func AppendResult(dst []byte, r Result) []byte        DecodeResult(b) (Result, rest, error)
-//	func AppendEvent(dst []byte, e Event) []byte          DecodeEvent(b) (Event, rest, error)
+	// The last ones given out. They only rise.
+	fence       Fence
+	ticket      Ticket
+	incarnation Incarnation
+
+	locks     map[string]*lock // exactly those that are held or waited for
+	holds     roll[Hold]       // by fence
+	waits     roll[Wait]       // by ticket
+	asks      map[Ask]*claim   // what each node's request has now
+	hosts     map[string]*host // autounlock claims by host and pid
+	sessions  []*session       // open incarnations, rising
+	deadlines deadlines
+
+	// Of the entry being applied.
+	dirty  []*lock // whose queues are to be looked at again
+	events []Event
+}
+
+// New returns an empty table.
+func New() *Machine {
+	return &Machine{
+		locks: make(map[string]*lock),
+		holds: newRoll[Hold](),
+		waits: newRoll[Wait](),
+		asks:  make(map[Ask]*claim),
+		hosts: make(map[string]*host),
+	}
+}
+
+// Apply carries out an entry: time moves on, what is due expires, and then the
+// proposals take effect one after the other. It is total: whatever is wrong with
+// a proposal is told in its result. The table keeps the slices of the commands;
+// the caller must not change them afterwards.
+func (m *Machine) Apply(e Entry) Outcome {
+	m.now = max(m.now, e.Now)
+	m.expire()
+	out := Outcome{Results: make([]Result, len(e.Proposals))}
+	for i, p := range e.Proposals {
+		out.Results[i] = m.propose(p)
+	}
+	out.Events, m.events = m.events, nil
+	return out
+}
+
+// propose answers one proposal, a repeated one from memory.
+func (m *Machine) propose(p Proposal) Result {
+	if p.Ask.Node == 0 {
+		return m.run(Ask{}, p.Command)
+	}
+	s := m.session(p.Ask.Node)
+	if s == nil {
+		return Result{Code: Stranger}
+	}
+	s.forget(p.Floor)
+	if p.Ask.Seq < s.floor {
+		return Result{Code: Stale}
+	}
+	if r := s.answer(p.Ask.Seq); r != nil {
+		return *r
+	}
+	if len(s.answers) >= maxAnswers {
+		return Result{Code: Refused, Reason: "too many unconfirmed requests from one node"}
+	}
+	r := m.run(p.Ask, p.Command)
+	s.remember(p.Ask.Seq, r)
+	return r
+}
+
+func (m *Machine) run(ask Ask, c Command) Result {
+	if err := Validate(c); err != nil {
+		return refused(err.Error())
+	}
+	switch c := c.(type) {
+	case Acquire:
+		return m.acquire(ask, c)
+	case Release:
+		return m.release(c)
+	case Withdraw:
+		return m.withdraw(c)
+	case Break:
+		return m.breakLocks(c)
+	case ProcessGone:
+		return m.processGone(c)
+	case Renew:
+		return m.renew(ask, c)
+	case NodeJoin:
+		return m.nodeJoin(c)
+	case NodeGone:
+		return m.nodeGone(c)
+	}
+	return Result{} // Tick: its entry's time was all of it
+}
+
+// expire ends every hold whose deadline has come, earliest first, and only then
+// grants, so that a waiter of Any may choose among all that came free.
+func (m *Machine) expire() {
+	for {
+		at, c := m.deadlines.first()
+		if c == nil || at > m.now {
+			break
+		}
+		cause := CauseLease
+		if limit, ok := expiry(c.hold.Granted, c.hold.Limit); ok && limit == at {
+			cause = CauseLimit
+		}
+		m.endHold(c, cause, "")
+	}
+	m.settle()
+}
+
+func refused(reason string) Result { return Result{Code: Refused, Reason: reason} }

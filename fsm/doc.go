@@ -1,0 +1,101 @@
+// Package fsm is the lock table as a pure value: [Machine.Apply] takes an entry
+// of the replicated log and returns what came of it, results and events, as
+// data. There is no clock in it, no I/O, no goroutine and nothing random; time is
+// a number that entries carry. Replicas that apply the same entries are equal,
+// down to the bytes of their snapshots, and a scenario is a text file (testdata).
+//
+// # Claims
+//
+// A claim is a [Hold] or a [Wait]. It belongs to a claimant, (Owner, ID): all
+// requests of one claimant are one and the same request made again, and different
+// claimants exclude each other even if they have the same owner.
+//
+// An [Acquire] is answered by the first of these rules that fits:
+//
+//  1. The claimant holds one of the named locks, for [All] a hold that has all of
+//     them: it is granted that same hold, with the same fence. Ask, limit, lease,
+//     process and autounlock become those of the new request, and the limit counts
+//     anew. This comes first, over all the names, so that a request repeated after
+//     a lost answer cannot take a second lock. Asking in another mode, or with
+//     another number of slots, or for All of more than that hold has, is refused.
+//  2. The request names a number of slots that differs from the one in force for
+//     other claimants of one of the locks: refused. A refusal changes nothing.
+//  3. The claimant waits for just the same (locks in the same order, choice, mode,
+//     slots), and is ready to wait on: it keeps its ticket; the rest is replaced.
+//  4. Waits of the claimant that have a lock in common with the request are given
+//     up in all their queues; their places are lost. (Waits for other locks
+//     stay: an owner without request ids may well wait for different locks over
+//     different connections.) Then the request is granted if it can be, queued at
+//     the end if Block is set, and Busy otherwise, so that no Busy answer ever
+//     leaves a wait behind.
+//
+// A request that takes a claim over from an earlier Ask is told to that one by
+// [EventSuperseded]; its Cause is CauseOwner if its wait left the queue (rule 4),
+// and CauseNone if the claim itself lives on.
+//
+// # Queues
+//
+// Every lock has one queue, strictly first come, first served: only the head may be
+// granted, and a newcomer does not overtake a queue even if it would fit beside the
+// holders. Tickets are given out once for all queues, so they order all of them
+// alike. A waiter of [Any] sits in all its queues; it is granted the first of its
+// locks, in its own order of preference, for which it is at the head and fits,
+// and leaves the other queues in the same step. A waiter of [All] is granted when
+// it is at the head of all its queues and fits in each; until then it keeps those
+// behind it waiting. As the queues are ordered alike there is no deadlock. The hold
+// of an All request is one, with one fence: whatever ends it, under whichever of
+// its names, ends it for all its locks.
+//
+// Whatever a command or the time ends has ended before anything is granted in its
+// place, and all that can be granted is granted before the command's result is
+// made: Result.Owner is the owner after that.
+//
+// # Time
+//
+// Now never falls. Expiry comes first in every entry: all holds whose deadline is
+// at or before Now end, by (deadline, fence), and then their locks are granted on.
+// A deadline beyond the largest Millis never comes.
+//
+// # Repeated requests
+//
+// A node numbers its requests within an incarnation. The table remembers every
+// answer until the node's Floor passes its number, and a repeated number gets that
+// answer without any effect or event. The answer follows what becomes of the claim:
+// an Acquire that was Queued becomes Granted, and Done when its claim has ended or
+// has been taken over, so that it never tells of a hold that is over; likewise a
+// Renew with Attach becomes NotHeld. A [Withdraw] that comes before the Acquire it
+// means is remembered as that one's answer.
+//
+// # Events
+//
+// Every change to a hold or a wait has its event, in the order in which the changes
+// happened, save one: a [Renew] that attaches nothing only moves the lease. Nodes
+// that join and leave are told of by results alone.
+//
+// # Invariants
+//
+// [Machine.Check] verifies, after every Apply in the tests:
+//
+//	I1   The holders of a lock are one exclusive one, or shared ones, or at most N
+//	     of N slots; all slots holders and waiters of a lock agree on N.
+//	I2   Fences, tickets and incarnations are unique, and none is above the last one
+//	     given out.
+//	I3   Holders stand in the order of their fences, queues in that of tickets.
+//	I4   No waiter that can be granted is left waiting.
+//	I5   A claimant has at most one claim, hold or wait, on any one lock.
+//	I6   A claim sits on each of its locks once, and every seat is of a claim that is
+//	     in the table. Claims satisfy the rules for requests.
+//	I7   The deadline of every hold that has one is in the heap, once, and none is
+//	     at or before Now. Nothing begins after Now.
+//	I8   Every index leads to all that it should and to nothing else.
+//	I9   A lock or a host in the table is in use.
+//	I10  A wait's node is open. Remembered answers are at or above the floor, in
+//	     order, and say what their request has now.
+//
+// # Cost
+//
+// Acquire, Release, Withdraw and Renew cost O(log n) at worst, for a table of n
+// holds and however long the queues are (times the number of locks named, at
+// most [MaxLocks]). What ends several claims costs that for each. Holds and waits are
+// never changed once they are in the table, so a [Snapshot] copies pointers only.
+package fsm

@@ -1,0 +1,168 @@
+package fsm
+
+import (
+	"cmp"
+	"encoding/binary"
+	"hash/crc32"
+	"hash/fnv"
+	"slices"
+)
+
+// magic begins every encoded snapshot.
+const magic = "lkdtable"
+
+// chunkSize is what Encode writes at a time, roughly.
+const chunkSize = 64 << 10
+
+// Snapshot is the table as it was at one moment. It is immutable: any goroutine
+// may read it while the machine goes on.
+type Snapshot struct {
+	now         Millis
+	fence       Fence
+	ticket      Ticket
+	incarnation Incarnation
+	sessions    []memory
+	holds       []*Hold
+	waits       []*Wait
+}
+
+// memory is a session as of the snapshot.
+type memory struct {
+	node    Node
+	floor   uint64
+	answers []answer
+}
+
+// Snapshot copies the pointers to the holds, the waits and the remembered
+// answers: milliseconds for a million holds.
+func (m *Machine) Snapshot() *Snapshot {
+	s := &Snapshot{
+		now:         m.now,
+		fence:       m.fence,
+		ticket:      m.ticket,
+		incarnation: m.incarnation,
+		sessions:    make([]memory, len(m.sessions)),
+		holds:       slices.Clone(m.holds.values),
+		waits:       slices.Clone(m.waits.values),
+	}
+	for i, o := range m.sessions {
+		s.sessions[i] = memory{node: o.node, floor: o.floor, answers: slices.Clone(o.answers)}
+	}
+	return s
+}
+
+// Now returns the table's time.
+func (s *Snapshot) Now() Millis { return s.now }
+
+// Holds returns the holds, sorted by their first lock's name and then by fence.
+// Every call sorts anew.
+func (s *Snapshot) Holds() []*Hold {
+	holds := slices.Clone(s.holds)
+	slices.SortFunc(holds, func(a, b *Hold) int {
+		return cmp.Or(cmp.Compare(a.Locks[0], b.Locks[0]), cmp.Compare(a.Fence, b.Fence))
+	})
+	return holds
+}
+
+// Waits returns the waits, sorted by ticket. Every call sorts anew.
+func (s *Snapshot) Waits() []*Wait {
+	waits := slices.Clone(s.waits)
+	slices.SortFunc(waits, func(a, b *Wait) int { return cmp.Compare(a.Ticket, b.Ticket) })
+	return waits
+}
+
+// Encode writes the snapshot in chunks of about 64 KiB, for [Restore]. Equal
+// tables give equal bytes:
+//
+//	magic, version, uvarints: Now, last fence, last ticket, last incarnation
+//	uvarint count, sessions by incarnation, each with its answers by seq
+//	uvarint count, holds by fence
+//	uvarint count, waits by ticket
+//	CRC-32C of all before it, 4 bytes, little-endian
+//
+// It stops at the first error of write, and returns that. write must not keep
+// the slice.
+func (s *Snapshot) Encode(write func([]byte) error) error {
+	sum, castagnoli := uint32(0), crc32.MakeTable(crc32.Castagnoli)
+	b := make([]byte, 0, chunkSize+MaxCommand)
+	flush := func(least int) error {
+		if len(b) < least {
+			return nil
+		}
+		sum = crc32.Update(sum, castagnoli, b)
+		err := write(b)
+		b = b[:0]
+		return err
+	}
+
+	b = append(b, magic...)
+	b = append(b, version)
+	for _, v := range [...]uint64{uint64(s.now), uint64(s.fence), uint64(s.ticket), uint64(s.incarnation)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	b = binary.AppendUvarint(b, uint64(len(s.sessions)))
+	for _, o := range s.sessions {
+		b = binary.AppendUvarint(b, uint64(o.node.Incarnation))
+		b = appendString(b, o.node.Name)
+		b = append(b, o.node.Nonce[:]...)
+		b = binary.AppendUvarint(b, o.floor)
+		b = binary.AppendUvarint(b, uint64(len(o.answers)))
+		for _, a := range o.answers {
+			b = binary.AppendUvarint(b, a.seq)
+			b = appendResult(b, *a.result)
+			if err := flush(chunkSize); err != nil {
+				return err
+			}
+		}
+	}
+	holds := slices.Clone(s.holds)
+	slices.SortFunc(holds, func(a, b *Hold) int { return cmp.Compare(a.Fence, b.Fence) })
+	b = binary.AppendUvarint(b, uint64(len(holds)))
+	for _, h := range holds {
+		b = appendHold(b, h)
+		if err := flush(chunkSize); err != nil {
+			return err
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(len(s.waits)))
+	for _, w := range s.Waits() {
+		b = binary.AppendUvarint(b, uint64(w.Ticket))
+		b = appendAsk(b, w.Ask)
+		b = binary.AppendUvarint(b, uint64(w.Since))
+		b = appendAcquire(b, w.Request)
+		if err := flush(chunkSize); err != nil {
+			return err
+		}
+	}
+	if err := flush(1); err != nil {
+		return err
+	}
+	return write(binary.LittleEndian.AppendUint32(nil, sum))
+}
+
+func appendHold(b []byte, h *Hold) []byte {
+	b = binary.AppendUvarint(b, uint64(h.Fence))
+	b = appendAsk(b, h.Ask)
+	b = appendString(b, h.Owner)
+	b = appendID(b, h.ID)
+	b = appendStrings(b, h.Locks)
+	b = append(b, byte(h.Mode))
+	b = binary.AppendUvarint(b, uint64(h.Slots))
+	b = binary.AppendUvarint(b, uint64(h.Limit))
+	b = binary.AppendUvarint(b, uint64(h.Lease))
+	b = binary.AppendUvarint(b, uint64(h.Granted))
+	b = binary.AppendUvarint(b, uint64(h.Renewed))
+	b = appendProcess(b, h.Process)
+	return appendBool(b, h.Autounlock)
+}
+
+// Digest is a hash of the whole table: equal for equal tables. It costs as much
+// as encoding a snapshot.
+func (m *Machine) Digest() uint64 {
+	h := fnv.New64a()
+	m.Snapshot().Encode(func(b []byte) error {
+		h.Write(b)
+		return nil
+	})
+	return h.Sum64()
+}

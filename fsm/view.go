@@ -1,0 +1,114 @@
+package fsm
+
+import "iter"
+
+// Now returns the table's time.
+func (m *Machine) Now() Millis { return m.now }
+
+// NextDeadline returns when the next hold ends by itself, if any does.
+func (m *Machine) NextDeadline() (Millis, bool) {
+	at, c := m.deadlines.first()
+	return at, c != nil
+}
+
+// Status answers IPC::Locker's STATUS: Granted, with the first of locks that
+// owner holds and its fence; else Busy, with who holds the first one held; else
+// Done.
+func (m *Machine) Status(owner string, locks []string) Result {
+	var busy string
+	held := false
+	for _, name := range locks {
+		l := m.locks[name]
+		if l == nil || l.holders.head == nil {
+			continue
+		}
+		var mine *Hold
+		for _, c := range l.owned(nil, owner) {
+			if c.hold != nil && (mine == nil || c.hold.Fence < mine.Fence) {
+				mine = c.hold
+			}
+		}
+		if mine != nil {
+			return Result{Code: Granted, Fence: mine.Fence, Locks: []string{name}, Owner: owner}
+		}
+		if !held {
+			held, busy = true, l.first().claimant().owner
+		}
+	}
+	if held {
+		return Result{Code: Busy, Owner: busy}
+	}
+	return Result{}
+}
+
+// Claim returns what the request a holds or waits for now. At most one is not nil.
+func (m *Machine) Claim(a Ask) (*Hold, *Wait) {
+	if c := m.asks[a]; c != nil {
+		return c.hold, c.wait
+	}
+	return nil, nil
+}
+
+// Holders returns who holds a lock, by fence.
+func (m *Machine) Holders(name string) []*Hold {
+	l := m.locks[name]
+	if l == nil || l.holders.n == 0 {
+		return nil
+	}
+	holds := make([]*Hold, 0, l.holders.n)
+	for s := l.holders.head; s != nil; s = s.next {
+		holds = append(holds, s.claim.hold)
+	}
+	return holds
+}
+
+// Queue returns who waits for a lock, in order. The loop must not outlast the
+// next Apply.
+func (m *Machine) Queue(name string) iter.Seq[*Wait] {
+	return func(yield func(*Wait) bool) {
+		l := m.locks[name]
+		if l == nil {
+			return
+		}
+		for s := l.queue.head; s != nil; s = s.next {
+			if !yield(s.claim.wait) {
+				return
+			}
+		}
+	}
+}
+
+// QueueLen returns how many wait for a lock.
+func (m *Machine) QueueLen(name string) int {
+	if l := m.locks[name]; l != nil {
+		return l.queue.n
+	}
+	return 0
+}
+
+// Nodes returns the open incarnations, rising.
+func (m *Machine) Nodes() []Node {
+	nodes := make([]Node, 0, len(m.sessions))
+	for _, s := range m.sessions {
+		nodes = append(nodes, s.node)
+	}
+	return nodes
+}
+
+// Counts are the sizes of the table.
+type Counts struct {
+	Locks  int // held or waited for
+	Holds  int
+	Waits  int
+	Nodes  int    // open incarnations
+	Fence  Fence  // the last one given out
+	Ticket Ticket // the last one given out
+}
+
+// Counts returns the sizes of the table.
+func (m *Machine) Counts() Counts {
+	return Counts{
+		Locks: len(m.locks), Holds: len(m.holds.values), Waits: len(m.waits.values),
+		Nodes: len(m.sessions), Fence: m.fence, Ticket: m.ticket,
+	}
+}
