@@ -1,0 +1,284 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// Claim is one request for locks on behalf of a client, from the moment it is
+// made until the client has been told of its end. Its fields belong to the ledger.
+type Claim struct {
+	ledger  *ledger
+	request fsm.Acquire // of an attached hold: its owner alone
+	attach  bool        // made by Attach: the hold is not ours to undo
+	ask     fsm.Ask     // the request's number of late; it changes when the node joins anew
+	notify  func(fsm.Event)
+	waiting bool      // queued, and not granted so far as we know
+	fence   fsm.Fence // not zero while held, so far as we know
+	ended   bool      // no news is wanted any more
+}
+
+// Acquire asks for locks. The result is Granted, Queued, Busy or Refused. After
+// Queued, notify is called once with EventGranted, EventWithdrawn or
+// EventSuperseded; after a grant, at most once with EventReleased (for another
+// cause than the owner's wish) or EventSuperseded. It must not block, and it may be
+// called before Acquire returns. If err is not nil, the node sees to it that
+// nothing remains of the request.
+func (n *Node) Acquire(ctx context.Context, a fsm.Acquire, notify func(fsm.Event)) (*Claim, fsm.Result, error) {
+	c := &Claim{ledger: n.ledger, request: a, notify: notify}
+	res, err := n.submit(ctx, a, c)
+	if err != nil {
+		c.Cancel()
+		return nil, res, err
+	}
+	return c, res, nil
+}
+
+// Attach proves that the owner of a hold lives, and has news of that hold come to
+// notify from now on. The result is Done or NotHeld.
+func (n *Node) Attach(ctx context.Context, owner string, fence fsm.Fence, notify func(fsm.Event)) (*Claim, fsm.Result, error) {
+	c := &Claim{ledger: n.ledger, request: fsm.Acquire{Owner: owner}, attach: true, fence: fence, notify: notify}
+	res, err := n.submit(ctx, fsm.Renew{Owner: owner, Fence: fence, Attach: true}, c)
+	if err != nil {
+		c.Forget()
+		return nil, res, err
+	}
+	return c, res, nil
+}
+
+// Cancel undoes the request: its client has gone or given up. A wait is withdrawn;
+// a hold is released, since its grant cannot have reached anyone. It returns at
+// once; the node keeps at it until the cluster has answered.
+func (c *Claim) Cancel() {
+	l := c.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.ended {
+		return
+	}
+	l.end(c)
+	if c.ask != (fsm.Ask{}) && l.open[c.ask.Seq] == nil {
+		l.early = append(l.early, &call{command: fsm.Withdraw{Ask: c.ask}})
+		l.number()
+	}
+	// A request that is still open is withdrawn by settle when its answer comes:
+	// only then is it certain to be in the log before its withdrawal.
+}
+
+// Forget ends the notices. The hold, if there is one, stays.
+func (c *Claim) Forget() {
+	l := c.ledger
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.ended {
+		l.end(c)
+		c.waiting, c.fence = false, 0
+	}
+}
+
+// end stops a claim's notices.
+func (l *ledger) end(c *Claim) {
+	c.ended = true
+	if l.claims[c.ask.Seq] == c {
+		delete(l.claims, c.ask.Seq)
+	}
+}
+
+// settle notes what the answer to a claim's request says of it.
+func (l *ledger) settle(c *Claim, res fsm.Result) {
+	if c.ended {
+		if !c.attach && (res.Code == fsm.Granted || res.Code == fsm.Queued) {
+			l.early = append(l.early, &call{command: fsm.Withdraw{Ask: c.ask}})
+		}
+		return
+	}
+	switch res.Code {
+	case fsm.Granted:
+		c.waiting, c.fence = false, res.Fence
+	case fsm.Queued:
+		// Its grant may have come before this answer.
+		c.waiting = c.fence == 0
+	case fsm.Done:
+		// An attached hold is what it was.
+	default:
+		l.end(c)
+	}
+}
+
+// again makes the command by which a claim survives the loss of its incarnation.
+func (c *Claim) again() *call {
+	l := c.ledger
+	if c.fence != 0 {
+		return &call{
+			command: fsm.Renew{Owner: c.request.Owner, Fence: c.fence, Attach: true},
+			claim:   c,
+			finish: func(_ fsm.Ask, res fsm.Result) {
+				if res.Code != fsm.Done {
+					l.telling.Lock()
+					defer l.telling.Unlock()
+					c.notify(fsm.Event{Kind: fsm.EventReleased, Owner: c.request.Owner, Fence: c.fence})
+				}
+			},
+		}
+	}
+	return &call{command: c.request, claim: c, finish: func(ask fsm.Ask, res fsm.Result) {
+		l.telling.Lock()
+		defer l.telling.Unlock()
+		switch res.Code {
+		case fsm.Granted:
+			c.notify(fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: ask, Owner: c.request.Owner, Locks: res.Locks, Fence: res.Fence})
+		case fsm.Queued:
+		default:
+			l.mu.Lock()
+			l.end(c)
+			l.mu.Unlock()
+			c.notify(fsm.Event{Kind: fsm.EventWithdrawn, Ask: ask, Owner: c.request.Owner, By: res.Reason})
+		}
+	}}
+}
+
+// deliver tells the claims of this node what has become of them. It is called
+// with the same event more than once, by the leader's message and by the node's
+// own log; only the first has an effect.
+func (l *ledger) deliver(events []fsm.Event) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	var calls []func()
+	l.mu.Lock()
+	for _, e := range events {
+		if e.Ask.Node != l.node || l.node == 0 {
+			continue
+		}
+		if c := l.claims[e.Ask.Seq]; c != nil && l.concerns(c, e) {
+			calls = append(calls, func() { c.notify(e) })
+		}
+	}
+	l.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+}
+
+// concerns applies an event to a claim, and reports whether the client is to be told.
+func (l *ledger) concerns(c *Claim, e fsm.Event) bool {
+	switch e.Kind {
+	case fsm.EventGranted:
+		if !e.Waited || c.fence != 0 {
+			return false
+		}
+		c.waiting, c.fence = false, e.Fence
+		return true
+	case fsm.EventReleased:
+		l.end(c)
+		return e.Cause != fsm.CauseOwner
+	case fsm.EventWithdrawn:
+		if e.Cause == fsm.CauseNodeGone {
+			return false // the node asks again in its next incarnation
+		}
+		l.end(c)
+		return true
+	case fsm.EventSuperseded:
+		l.end(c)
+		return true
+	}
+	return false
+}
+
+// parked lists the claims whose requests have been answered, with what is known
+// of them, for comparison with a table that is newer than that knowledge.
+func (l *ledger) parked() []standing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]standing, 0, len(l.claims))
+	for seq, c := range l.claims {
+		if l.open[seq] == nil {
+			list = append(list, standing{Ask: fsm.Ask{Node: l.node, Seq: seq}, Known: c.fence})
+		}
+	}
+	return list
+}
+
+// standing is what a node knew of a request, and what a table says of it: held
+// (Fence is not zero), waiting, or neither.
+type standing struct {
+	Ask     fsm.Ask
+	Known   fsm.Fence
+	Waiting bool
+	Fence   fsm.Fence
+	Locks   []string
+}
+
+// look fills in what the table says.
+func (s *standing) look(m *fsm.Machine) {
+	hold, wait := m.Claim(s.Ask)
+	if hold != nil {
+		s.Fence, s.Locks = hold.Fence, hold.Locks
+	}
+	s.Waiting = wait != nil
+}
+
+// reconcile brings claims into line with the table after events have been missed:
+// the log was replaced by a snapshot, or the link to the leader was down.
+func (l *ledger) reconcile(table []standing) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	var calls []func()
+	l.mu.Lock()
+	for _, s := range table {
+		c := l.claims[s.Ask.Seq]
+		if c == nil || s.Ask.Node != l.node || l.open[s.Ask.Seq] != nil || c.fence != s.Known {
+			continue // news has come by itself meanwhile
+		}
+		switch {
+		case s.Fence != 0 && c.fence == 0:
+			c.waiting, c.fence = false, s.Fence
+			e := fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: s.Ask, Owner: c.request.Owner, Locks: s.Locks, Fence: s.Fence}
+			calls = append(calls, func() { c.notify(e) })
+		case s.Fence == 0 && c.fence != 0:
+			l.end(c)
+			e := fsm.Event{Kind: fsm.EventReleased, Ask: s.Ask, Owner: c.request.Owner, Fence: c.fence}
+			calls = append(calls, func() { c.notify(e) })
+		case s.Fence == 0 && !s.Waiting:
+			// It was granted and lost, or withdrawn, while we could not hear it. The
+			// client still waits, so it is asked for again.
+			delete(l.claims, s.Ask.Seq)
+			l.early = append(l.early, c.again())
+		}
+	}
+	l.number()
+	l.mu.Unlock()
+	for _, f := range calls {
+		f()
+	}
+}
+
+// submit proposes a command until it is answered, ctx ends, or there has been no
+// leader for too long. Whatever the return, the command may yet be carried out.
+func (n *Node) submit(ctx context.Context, cmd fsm.Command, claim *Claim) (fsm.Result, error) {
+	if d := n.ledger.leaderless(); d > n.cfg.NoLeaderGrace {
+		return fsm.Result{}, n.noLeader()
+	}
+	answered := make(chan fsm.Result, 1)
+	n.ledger.add(&call{command: cmd, claim: claim, finish: func(_ fsm.Ask, res fsm.Result) { answered <- res }})
+	patience := time.NewTimer(n.cfg.NoLeaderGrace)
+	defer patience.Stop()
+	for {
+		select {
+		case res := <-answered:
+			return res, nil
+		case <-ctx.Done():
+			return fsm.Result{}, fmt.Errorf("wait for the cluster's answer: %w", context.Cause(ctx))
+		case <-n.ctx.Done():
+			return fsm.Result{}, ErrClosed
+		case <-patience.C:
+			d := n.ledger.leaderless()
+			if d >= n.cfg.NoLeaderGrace {
+				return fsm.Result{}, n.noLeader()
+			}
+			patience.Reset(n.cfg.NoLeaderGrace - d)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// Dead takes a client's word that a process has ended, which is a hint and no
+// more: the node on that process's host looks for itself. Only where none of our
+// nodes can look is the client believed, as the original server believed it.
+func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
+	if n.onHost(n.host, p.Host) {
+		if alive(p.PID) {
+			return nil
+		}
+	} else if n.gossip != nil {
+		for _, m := range n.gossip.all() {
+			if m.ID != n.id && n.onHost(m.Host, p.Host) {
+				return n.pass(ctx, m, p)
+			}
+		}
+	}
+	if n.replica == nil {
+		_, err := n.askServer(ctx, askDead, mustJSON(p))
+		return err
+	}
+	gone := fsm.ProcessGone{Process: p}
+	err := n.view(ctx, func(m *fsm.Machine) {
+		holds, waits := m.ByProcess(p.Host, p.PID)
+		for _, h := range holds {
+			gone.Fences = append(gone.Fences, h.Fence)
+		}
+		for _, w := range waits {
+			gone.Tickets = append(gone.Tickets, w.Ticket)
+		}
+	})
+	if err != nil || len(gone.Fences)+len(gone.Tickets) == 0 {
+		return err
+	}
+	_, err = n.Submit(ctx, gone)
+	return err
+}
+
+// pass hands the hint to the node on the process's own host. If it can't be
+// reached, nothing is known, and nothing happens.
+func (n *Node) pass(ctx context.Context, m gossiped, p fsm.Process) error {
+	n.mu.Lock()
+	l := n.links[m.ID]
+	n.mu.Unlock()
+	if l == nil {
+		return fmt.Errorf("node %s, which could look for process %d, is not in reach", m.Name, p.PID)
+	}
+	_, err := l.ask(ctx, askDead, mustJSON(p))
+	return err
+}
+
+// onHost reports whether two host names mean the same host: clients send the
+// fully qualified name where they know one.
+func (n *Node) onHost(own, name string) bool {
+	if own == "" || name == "" {
+		return false
+	}
+	short := func(s string) string { s, _, _ = strings.Cut(s, "."); return s }
+	if strings.Contains(own, ".") && strings.Contains(name, ".") {
+		return own == name
+	}
+	return short(own) == short(name)
+}
+
+// alive asks the kernel about a process of this host: kill(2) with signal 0, and
+// proc(5) to tell a zombie, which is dead to everyone but its parent.
+func alive(pid int32) bool {
+	if err := unix.Kill(int(pid), 0); errors.Is(err, unix.ESRCH) {
+		return false
+	}
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
+	if err != nil {
+		return !errors.Is(err, os.ErrNotExist)
+	}
+	// The name may hold anything, parentheses too; the state follows the last one.
+	stat := string(b)
+	if i := strings.LastIndexByte(stat, ')'); i >= 0 && len(stat) > i+2 {
+		return stat[i+2] != 'Z' && stat[i+2] != 'X'
+	}
+	return true
+}

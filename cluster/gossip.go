@@ -1,0 +1,303 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sort"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/memberlist"
+)
+
+const (
+	// rejoinEvery is how often lost contact is sought again: memberlist forgets
+	// dead members and never redials them.
+	rejoinEvery = 10 * time.Second
+
+	// joinEvery is the same while no other node has been found yet.
+	joinEvery = 500 * time.Millisecond
+
+	leaveTimeout = 500 * time.Millisecond
+
+	// reclaim is how long a dead member's name stays its address's.
+	reclaim = 5 * time.Second
+)
+
+// gossiped is what a node tells all others of itself: memberlist carries at most
+// 512 bytes of it.
+type gossiped struct {
+	ID      string `json:"i"`
+	Name    string `json:"n"`
+	Cluster string `json:"c,omitempty"`
+	Addr    string `json:"p,omitempty"` // of the peer port; agents have none
+	Client  string `json:"l,omitempty"` // of the client port
+	Host    string `json:"h,omitempty"`
+	Expect  int    `json:"e,omitempty"`
+	Agent   bool   `json:"a,omitempty"`
+	Version string `json:"v,omitempty"`
+}
+
+// gossip is this node's membership in memberlist: who is there, and where.
+type gossip struct {
+	node    *Node
+	log     hclog.Logger
+	list    *memberlist.Memberlist
+	changed chan struct{} // poked when members come, go or change
+
+	mu      sync.Mutex
+	members map[string]gossiped // by id
+	foreign map[string]bool     // clusters complained about
+}
+
+func (n *Node) openGossip() error {
+	g := &gossip{
+		node: n, log: n.log.Named("gossip"),
+		changed: make(chan struct{}, 1),
+		members: make(map[string]gossiped),
+		foreign: make(map[string]bool),
+	}
+	host, portText, err := net.SplitHostPort(n.cfg.Gossip)
+	if err != nil {
+		return fmt.Errorf("gossip address %q: %w (give HOST:PORT)", n.cfg.Gossip, err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return fmt.Errorf("gossip address %q: the port is not a number", n.cfg.Gossip)
+	}
+	ip, err := resolveBind(n.ctx, host)
+	if err != nil {
+		return fmt.Errorf("gossip address %q: %w", n.cfg.Gossip, err)
+	}
+	if err := g.checkJoin(); err != nil {
+		return err
+	}
+	conf := memberlist.DefaultLANConfig()
+	conf.Name = n.id
+	conf.BindAddr, conf.BindPort = ip, port
+	conf.AdvertisePort = port
+	if h := n.cfg.Advertise; h != "" {
+		if only, _, err := net.SplitHostPort(h); err == nil {
+			h = only
+		}
+		addr, err := resolveBind(n.ctx, h)
+		if err != nil {
+			return fmt.Errorf("advertised address %q: %w", n.cfg.Advertise, err)
+		}
+		conf.AdvertiseAddr = addr
+	}
+	conf.DeadNodeReclaimTime = reclaim
+	conf.Delegate = g
+	conf.Events = g
+	conf.Conflict = g
+	conf.Logger = g.log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
+	list, err := memberlist.Create(conf)
+	if err != nil {
+		return fmt.Errorf("gossip on %s: %w (give another --gossip, or stop what uses it)", n.cfg.Gossip, err)
+	}
+	g.list = list
+	n.gossip = g
+	n.run(g.keepJoined)
+	if !n.cfg.Agent {
+		n.run(n.found)
+	}
+	return nil
+}
+
+// resolveBind gives the IP address that memberlist needs for a host name.
+func resolveBind(ctx context.Context, host string) (string, error) {
+	if host == "" {
+		return "0.0.0.0", nil
+	}
+	if net.ParseIP(host) != nil {
+		return host, nil
+	}
+	addrs, err := net.DefaultResolver.LookupIP(ctx, "ip4", host)
+	if err != nil || len(addrs) == 0 {
+		return "", fmt.Errorf("look up %s: %w", host, err)
+	}
+	return addrs[0].String(), nil
+}
+
+// checkJoin refuses join addresses that can never work. A node that has been in a
+// cluster is let off the look-up: it must start even while the name service is down.
+func (g *gossip) checkJoin() error {
+	for _, a := range g.node.cfg.Join {
+		host, _, err := net.SplitHostPort(a)
+		if err != nil {
+			return fmt.Errorf("--join %s: %w (give HOST:PORT of another node's gossip port)", a, err)
+		}
+		if g.node.clusterID() != "" {
+			continue
+		}
+		if _, err := net.DefaultResolver.LookupHost(g.node.ctx, host); err != nil {
+			return fmt.Errorf("--join %s: %w (correct the name, or give an address)", a, err)
+		}
+	}
+	return nil
+}
+
+// self is what this node tells of itself.
+func (g *gossip) self() gossiped {
+	n := g.node
+	m := gossiped{
+		ID: n.id, Name: n.cfg.Name, Cluster: n.clusterID(), Host: n.host,
+		Agent: n.cfg.Agent, Version: n.cfg.Version, Client: n.clientAddr(),
+	}
+	if !n.cfg.Agent {
+		m.Addr, m.Expect = n.addr, n.cfg.BootstrapExpect
+	}
+	return m
+}
+
+// keepJoined looks for the rest of the cluster, and keeps looking for what is lost.
+func (g *gossip) keepJoined() {
+	warned := time.Now()
+	for {
+		wait := rejoinEvery
+		if len(g.node.cfg.Join) > 0 && g.list.NumMembers() == 1 {
+			_, err := g.list.Join(g.node.cfg.Join)
+			if g.list.NumMembers() == 1 {
+				wait = joinEvery
+				if time.Since(warned) > rejoinEvery {
+					warned = time.Now()
+					g.log.Warn("no other node found; still trying", "join", g.node.cfg.Join, "error", err)
+				}
+			}
+		} else if len(g.node.cfg.Join) > 0 {
+			// Errors are usual here: the list names this node, and nodes that are down.
+			_, _ = g.list.Join(g.node.cfg.Join)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-g.node.ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// announce tells the others that something about this node has changed.
+func (g *gossip) announce() {
+	if err := g.list.UpdateNode(leaveTimeout); err != nil {
+		g.log.Debug("announce", "error", err)
+	}
+}
+
+func (g *gossip) close() {
+	if err := g.list.Leave(leaveTimeout); err != nil {
+		g.log.Debug("leave", "error", err)
+	}
+	if err := g.list.Shutdown(); err != nil {
+		g.log.Debug("shut down", "error", err)
+	}
+}
+
+// all lists the live members of this node's cluster, and those of none yet, by name.
+func (g *gossip) all() []gossiped {
+	own := g.node.clusterID()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var list []gossiped
+	for _, m := range g.members {
+		if m.Cluster != "" && own != "" && m.Cluster != own {
+			continue
+		}
+		list = append(list, m)
+	}
+	sort.Slice(list, func(i, j int) bool {
+		if list[i].Name != list[j].Name {
+			return list[i].Name < list[j].Name
+		}
+		return list[i].ID < list[j].ID
+	})
+	return list
+}
+
+// servers lists the live servers among all.
+func (g *gossip) servers() []gossiped {
+	var list []gossiped
+	for _, m := range g.all() {
+		if !m.Agent && m.Addr != "" {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// NodeMeta implements memberlist.Delegate.
+func (g *gossip) NodeMeta(limit int) []byte {
+	m := g.self()
+	b := mustJSON(m)
+	if len(b) > limit {
+		m.Host, m.Client, m.Version = "", "", ""
+		b = mustJSON(m)
+	}
+	return b
+}
+
+// NotifyMsg implements memberlist.Delegate.
+func (g *gossip) NotifyMsg([]byte) {}
+
+// GetBroadcasts implements memberlist.Delegate.
+func (g *gossip) GetBroadcasts(int, int) [][]byte { return nil }
+
+// LocalState implements memberlist.Delegate.
+func (g *gossip) LocalState(bool) []byte { return nil }
+
+// MergeRemoteState implements memberlist.Delegate.
+func (g *gossip) MergeRemoteState([]byte, bool) {}
+
+// NotifyJoin implements memberlist.EventDelegate.
+func (g *gossip) NotifyJoin(m *memberlist.Node) { g.note(m) }
+
+// NotifyUpdate implements memberlist.EventDelegate.
+func (g *gossip) NotifyUpdate(m *memberlist.Node) { g.note(m) }
+
+// NotifyLeave implements memberlist.EventDelegate.
+func (g *gossip) NotifyLeave(m *memberlist.Node) {
+	g.mu.Lock()
+	delete(g.members, m.Name)
+	g.mu.Unlock()
+	g.poke()
+}
+
+// NotifyConflict implements memberlist.ConflictDelegate.
+func (g *gossip) NotifyConflict(existing, other *memberlist.Node) {
+	g.log.Error("two nodes have one identity: was a data directory copied? stop one and give it an empty one",
+		"id", existing.Name, "addr", existing.Address(), "other", other.Address())
+}
+
+func (g *gossip) note(node *memberlist.Node) {
+	var m gossiped
+	if err := json.Unmarshal(node.Meta, &m); err != nil || m.ID != node.Name {
+		g.log.Warn("a member says nothing we understand of itself", "addr", node.Address(), "error", errors.Join(err))
+		return
+	}
+	own := g.node.clusterID()
+	g.mu.Lock()
+	g.members[m.ID] = m
+	complain := own != "" && m.Cluster != "" && m.Cluster != own && !g.foreign[m.Cluster]
+	if complain {
+		g.foreign[m.Cluster] = true
+	}
+	g.mu.Unlock()
+	if complain {
+		g.log.Error("a node of another cluster is in the gossip: correct --join, or give one of them an empty --data-dir",
+			"name", m.Name, "addr", node.Address(), "cluster", m.Cluster, "own", own)
+	}
+	g.poke()
+}
+
+func (g *gossip) poke() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}

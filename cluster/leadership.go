@@ -1,0 +1,197 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+const (
+	// tickEvery bounds how much counted time an election can lose while some hold
+	// has a deadline.
+	tickEvery = 5 * time.Second
+
+	reapEvery = time.Second
+)
+
+// watchLeadership follows Raft's word on whether this node leads. Raft waits for each
+// word to be taken, so it is only noted here and acted upon by serveTerms.
+func (n *Node) watchLeadership(notify <-chan bool) {
+	var mu sync.Mutex
+	leads := false
+	turn := make(chan struct{}, 1)
+	n.run(func() {
+		n.serveTerms(turn, func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return leads
+		})
+	})
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case v := <-notify:
+			mu.Lock()
+			leads = v
+			mu.Unlock()
+			select {
+			case turn <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// serveTerms runs one term after another, and never two at once.
+func (n *Node) serveTerms(turn <-chan struct{}, leads func() bool) {
+	end := func() {}
+	defer func() { end() }()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-turn:
+		}
+		end()
+		end = func() {}
+		if !leads() {
+			continue
+		}
+		ctx, cancel := context.WithCancel(n.ctx)
+		over := make(chan struct{})
+		n.run(func() {
+			defer close(over)
+			n.term(ctx)
+		})
+		end = func() {
+			cancel()
+			select {
+			case <-over:
+			case <-n.ctx.Done():
+			}
+		}
+	}
+}
+
+// term is one term in office: from the first entry of its own to ctx's end.
+func (n *Node) term(ctx context.Context) {
+	// Until an entry of this term is applied, the table may lack what earlier
+	// leaders have committed and answered.
+	if err := n.raft.Barrier(0).Error(); err != nil {
+		n.log.Warn("elected, but not in office", "error", err)
+		return
+	}
+	term := n.raft.CurrentTerm()
+	var base fsm.Millis
+	n.replica.view(func(m *fsm.Machine) { base = m.Now() })
+	o := newOffice(n.raft, term, base)
+	o.refuse = n.refuse
+	o.reads = &reads{
+		applied: n.replica.appliedIndex,
+		verify:  func() error { return n.raft.VerifyLeader().Error() },
+		run:     n.run,
+	}
+	var jobs sync.WaitGroup
+	jobs.Go(func() { o.run(ctx) })
+	jobs.Go(func() { n.tick(ctx, o) })
+	jobs.Go(func() { n.reap(ctx, o) })
+	jobs.Go(func() { n.reconcileMembers(ctx, o) })
+	n.office.Store(o)
+	n.reroute()
+	n.log.Info("in office", "term", term)
+	<-ctx.Done()
+	n.office.Store(nil)
+	n.reroute()
+	jobs.Wait()
+	n.log.Info("out of office", "term", term)
+}
+
+// tick moves replicated time when a hold is due to end, and every few seconds
+// while any hold has an end to come.
+func (n *Node) tick(ctx context.Context, o *office) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.applied:
+		case <-timer.C:
+			if n.tickDue(o.now()) {
+				if _, err := o.do(ctx, fsm.Tick{}); err != nil && ctx.Err() == nil && !errors.Is(err, errOutOfOffice) {
+					n.log.Warn("time not moved on", "error", err)
+				}
+			}
+		}
+		if due, ok := n.deadline(); ok {
+			wait := tickEvery
+			if now := o.now(); due <= now {
+				wait = 0
+			} else if d := time.Duration(due-now) * time.Millisecond; d < wait {
+				wait = d
+			}
+			timer.Reset(wait)
+		}
+	}
+}
+
+// tickDue reports whether a hold has come to its end, or too much time is counted
+// in the leader's head alone.
+func (n *Node) tickDue(now fsm.Millis) (due bool) {
+	n.replica.view(func(m *fsm.Machine) {
+		end, ok := m.NextDeadline()
+		due = ok && (end <= now || now >= m.Now()+fsm.Millis(tickEvery/time.Millisecond))
+	})
+	return due
+}
+
+func (n *Node) deadline() (due fsm.Millis, ok bool) {
+	n.replica.view(func(m *fsm.Machine) { due, ok = m.NextDeadline() })
+	return due, ok
+}
+
+// reap ends the incarnations that have not been in touch for Config.NodeGrace.
+// Each gets the full grace from the moment this leader took office.
+func (n *Node) reap(ctx context.Context, o *office) {
+	t := time.NewTicker(reapEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		var nodes []fsm.Node
+		n.replica.view(func(m *fsm.Machine) { nodes = m.Nodes() })
+		own := n.ledger.incarnation()
+		alive := make(map[fsm.Incarnation]bool, len(nodes))
+		for _, node := range nodes {
+			alive[node.Incarnation] = true
+			last := n.peers.lastHeard(node.Incarnation)
+			if last.Before(o.from) {
+				last = o.from
+			}
+			if node.Incarnation == own || time.Since(last) < n.cfg.NodeGrace {
+				continue
+			}
+			n.log.Info("node out of touch: its clients' waits end", "node", node.Name, "incarnation", node.Incarnation)
+			if _, err := o.do(ctx, fsm.NodeGone{Node: node.Incarnation}); err != nil {
+				break
+			}
+		}
+		n.peers.forget(alive)
+	}
+}
+
+// refuse says why a command can't be taken at present.
+func (n *Node) refuse(c fsm.Command) string {
+	if _, ok := c.(fsm.Acquire); ok && n.diskLow.Load() {
+		return fmt.Sprintf("the disk of leader %s is nearly full: only releases are taken", n.cfg.Name)
+	}
+	return ""
+}

@@ -1,0 +1,271 @@
+package cluster
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// maxOpen bounds the commands on their way at once. Further ones wait their turn
+// here. The table remembers more answers than this, so none is ever refused.
+const maxOpen = 32 << 10
+
+// rebound is how long a command that a peer would not take rests before it is
+// tried again: about the time an election's winner needs to take office.
+const rebound = 20 * time.Millisecond
+
+// route is where commands go at present: this node's own office, or the link to
+// the leader's node. It must not block and must not call back from propose.
+type route interface {
+	propose(p fsm.Proposal)
+}
+
+// call is a command on its way, from Submit to its answer.
+type call struct {
+	seq     uint64
+	command fsm.Command
+	claim   *Claim                            // of an Acquire or an attaching Renew
+	finish  func(ask fsm.Ask, res fsm.Result) // called once, with no lock held
+}
+
+// ledger keeps every command this node has made until it is answered, and every
+// claim until its end. It has two roles: to hand the unanswered commands to each
+// new leader, in order and under the same numbers, and to find whom an event of
+// the table concerns.
+//
+// Invariant: floor <= every open seq < next, and an answered command is in no map.
+type ledger struct {
+	name  string
+	nonce [16]byte
+
+	// telling is held while clients are told, so that they hear of events in order
+	// whichever way those came. It is taken before mu.
+	telling sync.Mutex
+
+	mu        sync.Mutex
+	route     route
+	routeless time.Time // since when there is no route; zero while there is one
+	node      fsm.Incarnation
+	next      uint64
+	floor     uint64
+	open      map[uint64]*call
+	early     []*call // not numbered yet: the node has not joined, or too many are open
+	claims    map[uint64]*Claim
+	bounced   bool
+}
+
+func newLedger(name string) *ledger {
+	l := &ledger{name: name, routeless: time.Now()}
+	l.reset()
+	return l
+}
+
+// reset begins a new incarnation: nothing numbered, nothing claimed.
+func (l *ledger) reset() {
+	copy(l.nonce[:], newID())
+	l.node, l.next, l.floor = 0, 1, 1
+	l.open = make(map[uint64]*call)
+	l.claims = make(map[uint64]*Claim)
+}
+
+// add takes a command over; it will be proposed until it is answered.
+func (l *ledger) add(c *call) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.early = append(l.early, c)
+	l.number()
+}
+
+// number gives numbers to commands that wait for one, and sends them.
+func (l *ledger) number() {
+	for len(l.early) > 0 && l.node != 0 && l.next-l.floor < maxOpen {
+		c := l.early[0]
+		l.early[0] = nil
+		l.early = l.early[1:]
+		c.seq = l.next
+		l.next++
+		l.open[c.seq] = c
+		if c.claim != nil {
+			c.claim.ask = fsm.Ask{Node: l.node, Seq: c.seq}
+			if !c.claim.ended {
+				l.claims[c.seq] = c.claim
+			}
+		}
+		l.send(c)
+	}
+}
+
+func (l *ledger) send(c *call) {
+	if l.route != nil {
+		l.route.propose(fsm.Proposal{
+			Ask:     fsm.Ask{Node: l.node, Seq: c.seq},
+			Floor:   l.floor,
+			Command: c.command,
+		})
+	}
+}
+
+func (l *ledger) sendJoin() {
+	if l.route != nil {
+		l.route.propose(fsm.Proposal{Command: fsm.NodeJoin{Name: l.name, Nonce: l.nonce}})
+	}
+}
+
+// setRoute directs commands to a new leader, nil if there is none, and hands it
+// all that the one before has not answered.
+func (l *ledger) setRoute(r route) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r == nil && l.route != nil {
+		l.routeless = time.Now()
+	}
+	if r != nil {
+		l.routeless = time.Time{}
+	}
+	l.route = r
+	l.resend()
+}
+
+func (l *ledger) resend() {
+	if l.route == nil {
+		return
+	}
+	if l.node == 0 {
+		l.sendJoin()
+		return
+	}
+	for _, seq := range l.openSeqs() {
+		l.send(l.open[seq])
+	}
+}
+
+func (l *ledger) openSeqs() []uint64 {
+	seqs := make([]uint64, 0, len(l.open))
+	for seq := range l.open {
+		seqs = append(seqs, seq)
+	}
+	slices.Sort(seqs)
+	return seqs
+}
+
+// bounce notes that the route would not take a command. All open ones are sent
+// again after a rest, unless the route has changed by then and did so already.
+func (l *ledger) bounce(from route) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bounced || l.route != from {
+		return
+	}
+	l.bounced = true
+	time.AfterFunc(rebound, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.bounced = false
+		if l.route == from {
+			l.resend()
+		}
+	})
+}
+
+// answer takes the result of a command. A second answer to the same command, or
+// one to an incarnation that is over, has no one to go to.
+func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
+	l.mu.Lock()
+	if ask == (fsm.Ask{}) {
+		l.joined(res)
+		l.mu.Unlock()
+		return
+	}
+	c := l.open[ask.Seq]
+	if ask.Node != l.node || c == nil {
+		l.mu.Unlock()
+		return
+	}
+	switch res.Code {
+	case fsm.Stranger:
+		l.rejoin()
+		l.mu.Unlock()
+		return
+	case fsm.Stale:
+		// The table takes an open command for answered: only a bug here could make
+		// it so. Under a new number it is at least not lost.
+		l.close(c)
+		l.early = append(l.early, c)
+		l.number()
+		l.mu.Unlock()
+		return
+	}
+	l.close(c)
+	if c.claim != nil {
+		l.settle(c.claim, res)
+	}
+	l.number()
+	l.mu.Unlock()
+	if c.finish != nil {
+		c.finish(ask, res)
+	}
+}
+
+// close takes a command off the open ones.
+func (l *ledger) close(c *call) {
+	delete(l.open, c.seq)
+	for l.floor < l.next && l.open[l.floor] == nil {
+		l.floor++
+	}
+}
+
+func (l *ledger) joined(res fsm.Result) {
+	if l.node != 0 || res.Node == 0 {
+		return
+	}
+	l.node = res.Node
+	l.number()
+}
+
+// rejoin begins a new incarnation because the cluster has given the present one
+// up: it had not heard of this node for too long, and has withdrawn the waits that
+// came in by it. Whatever is open is asked again, and so is every claim: a wait
+// queues anew, a hold is attached to this node again if it is still there.
+func (l *ledger) rejoin() {
+	old, open, claims := l.node, l.open, l.claims
+	seqs := l.openSeqs()
+	for seq := range claims {
+		if open[seq] == nil {
+			seqs = append(seqs, seq)
+		}
+	}
+	slices.Sort(seqs)
+	again := make([]*call, 0, len(seqs)+len(l.early))
+	for _, seq := range seqs {
+		c := open[seq]
+		switch {
+		case c == nil:
+			c = claims[seq].again()
+		case c.claim != nil && c.claim.ended:
+			// Nobody wants it any more, but it may have been granted unheard.
+			c = &call{command: fsm.Withdraw{Ask: fsm.Ask{Node: old, Seq: seq}}}
+		}
+		again = append(again, c)
+	}
+	l.early = append(again, l.early...)
+	l.reset()
+	l.sendJoin()
+}
+
+// leaderless reports how long there has been no leader to send to.
+func (l *ledger) leaderless() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.routeless.IsZero() {
+		return 0
+	}
+	return time.Since(l.routeless)
+}
+
+func (l *ledger) incarnation() fsm.Incarnation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.node
+}

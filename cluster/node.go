@@ -1,0 +1,375 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/lockerd/lockerd/fsm"
+	"github.com/lockerd/lockerd/transport"
+)
+
+var (
+	// ErrNoLeader is returned when no leader has been in reach for
+	// Config.NoLeaderGrace. What was asked may yet happen once there is one.
+	ErrNoLeader = errors.New("no leader")
+
+	// ErrClosed is returned for requests to a node that is stopping.
+	ErrClosed = errors.New("the node is stopping")
+)
+
+const (
+	// closeTimeout bounds an orderly stop.
+	closeTimeout = 5 * time.Second
+
+	// handover is how much of that goes to finding a new leader.
+	handover = 2 * time.Second
+
+	// outOfReach is how long there may be no leader before new clients are
+	// refused. Old clients try the next host only when a connection is refused.
+	outOfReach = 3 * time.Second
+)
+
+// Node is one running node of the cluster.
+type Node struct {
+	cfg      Config
+	log      hclog.Logger
+	id       string // Raft's name for it; kept in the data directory
+	boot     string // changes with every start
+	host     string
+	addr     string // of the peer port, as others reach it
+	started  time.Time
+	identity *identity // nil with Config.Stores
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when the node has failed or is closed
+
+	mu      sync.Mutex
+	wg      sync.WaitGroup // every goroutine; added to under mu until stopped
+	stopped bool
+	err     error
+	links   map[string]*linkRun
+	routed  route
+	lead    peerLeader
+	changed chan struct{} // closed when lead, or the way to it, changes
+
+	ledger  *ledger
+	peers   *peers
+	events  *feed
+	mux     *transport.Mux
+	gossip  *gossip
+	clients *clients
+
+	// Of servers alone; nil in an agent.
+	replica *replica
+	raft    *raft.Raft
+	trans   *raft.NetworkTransport
+	disk    *guardedDisk
+	closers []func() error
+
+	office   atomic.Pointer[office]
+	applied  chan struct{} // poked after every entry, for the leader's clock
+	sinceCut atomic.Int64  // bytes of log since the last snapshot
+	cutting  atomic.Bool
+	diskLow  atomic.Bool
+	suspects suspects
+}
+
+// linkRun is a link and the end of its goroutine.
+type linkRun struct {
+	*link
+	stop context.CancelFunc
+}
+
+// Open starts a node. It serves clients at once; until the cluster has a leader,
+// their requests wait.
+func Open(ctx context.Context, cfg Config) (*Node, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("learn this host's name: %w", err)
+	}
+	n := &Node{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		boot:    newID(),
+		host:    host,
+		started: time.Now(),
+		done:    make(chan struct{}),
+		links:   make(map[string]*linkRun),
+		changed: make(chan struct{}),
+		ledger:  newLedger(cfg.Name),
+		peers:   newPeers(),
+		events:  newFeed(),
+		applied: make(chan struct{}, 1),
+	}
+	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	if n.cfg.Dial == nil {
+		n.cfg.Dial = (&transport.Dialer{}).Dial
+	}
+	if err := n.open(); err != nil {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		return nil, errors.Join(err, n.Close(closing))
+	}
+	return n, nil
+}
+
+func (n *Node) open() error {
+	if err := n.openIdentity(); err != nil {
+		return err
+	}
+	if n.cfg.PeerListener != nil {
+		n.addr = advertised(n.cfg.PeerListener.Addr().String(), n.cfg.Advertise)
+		n.mux = transport.NewMux(n.cfg.PeerListener)
+	}
+	if !n.cfg.Agent {
+		if err := n.openRaft(); err != nil {
+			return err
+		}
+		n.run(n.watchLeader)
+		n.run(n.watchDisk)
+		ln := n.mux.Listen(HeaderPeer)
+		n.run(func() { n.acceptPeers(ln) })
+		n.run(func() {
+			if err := n.mux.Serve(); err != nil {
+				n.fail(fmt.Errorf("peer port: %w", err))
+			}
+		})
+	}
+	if n.cfg.Gossip != "" {
+		if err := n.openGossip(); err != nil {
+			return err
+		}
+	}
+	n.run(n.keepLinks)
+	return n.openClients()
+}
+
+func (n *Node) openIdentity() error {
+	if n.cfg.Stores != nil {
+		n.id = n.cfg.Stores.ID
+		return nil
+	}
+	if n.cfg.DataDir == "" {
+		n.id = newID()
+		return nil
+	}
+	id, err := openIdentity(n.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	n.identity, n.id = id, id.ID
+	return nil
+}
+
+// run starts a goroutine of the node, unless the node has stopped. It must end
+// soon after n.ctx does.
+func (n *Node) run(f func()) {
+	n.mu.Lock()
+	if n.stopped {
+		n.mu.Unlock()
+		return
+	}
+	n.wg.Add(1)
+	n.mu.Unlock()
+	go func() {
+		defer n.wg.Done()
+		f()
+	}()
+}
+
+// fail ends the node because of err: it can no longer do its part.
+func (n *Node) fail(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err == nil && !n.stopped {
+		n.err = err
+		n.log.Error("the node stops", "error", err)
+		n.cancel(err)
+		close(n.done)
+	}
+}
+
+// Done is closed when the node has failed, or has been closed.
+func (n *Node) Done() <-chan struct{} { return n.done }
+
+// Err says why the node failed; nil if it did not.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.err
+}
+
+// Close stops the node in good order, or, when ctx ends first, in bad. Waiting
+// clients are sent elsewhere, leadership is handed over, and what is on disk is closed.
+func (n *Node) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	n.mu.Lock()
+	if n.stopped {
+		n.mu.Unlock()
+		return nil
+	}
+	n.mu.Unlock()
+
+	if n.clients != nil {
+		n.clients.move(ctx, n.otherNodes())
+	}
+	n.handOver(ctx)
+	if n.clients != nil {
+		n.clients.close()
+	}
+	if n.gossip != nil {
+		n.gossip.close()
+	}
+
+	n.mu.Lock()
+	n.stopped = true
+	failed := n.err != nil
+	n.mu.Unlock()
+	n.cancel(ErrClosed)
+
+	var errs []error
+	n.peers.close()
+	if n.raft != nil {
+		// A failed disk may hold Raft for ever; nothing is gained by waiting for it.
+		if !failed {
+			errs = append(errs, waitFor(ctx, n.raft.Shutdown().Error))
+		}
+		errs = append(errs, n.trans.Close())
+	}
+	if n.mux != nil {
+		errs = append(errs, n.mux.Close())
+	} else if n.cfg.PeerListener != nil {
+		errs = append(errs, n.cfg.PeerListener.Close())
+	}
+	if !failed {
+		errs = append(errs, waitFor(ctx, func() error { n.wg.Wait(); return nil }))
+		for _, c := range n.closers {
+			errs = append(errs, c())
+		}
+		close(n.done)
+	}
+	n.events.close()
+	return errors.Join(errs...)
+}
+
+// waitFor runs f, but not for longer than ctx.
+func waitFor(ctx context.Context, f func() error) error {
+	ch := make(chan error, 1)
+	go func() { ch <- f() }()
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("stop the node: %w", context.Cause(ctx))
+	}
+}
+
+// handOver gives leadership to another server, so that the cluster goes on at once.
+func (n *Node) handOver(ctx context.Context) {
+	if n.raft == nil || n.office.Load() == nil || len(n.voters()) < 2 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, handover)
+	defer cancel()
+	if err := waitFor(ctx, n.raft.LeadershipTransfer().Error); err != nil {
+		n.log.Warn("leadership was not handed over; the others will elect a leader", "error", err)
+		return
+	}
+	for {
+		changed := n.leaderChanged()
+		if l := n.leader(); l.ID != "" && l.ID != n.id {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Name is what people call the node.
+func (n *Node) Name() string { return n.cfg.Name }
+
+// Version is the program's version.
+func (n *Node) Version() string { return n.cfg.Version }
+
+// Started is when the node started.
+func (n *Node) Started() time.Time { return n.started }
+
+// Submit proposes a command and waits until it is committed and applied. On any
+// error its outcome is unknown.
+func (n *Node) Submit(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	return n.submit(ctx, c, nil)
+}
+
+// advertised is the address under which others reach a listener: its port, on the
+// advertised host if one is given.
+func advertised(listen, host string) string {
+	if host == "" {
+		return listen
+	}
+	if _, _, err := net.SplitHostPort(host); err == nil {
+		return host
+	}
+	_, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen
+	}
+	return net.JoinHostPort(host, port)
+}
+
+func (n *Node) clusterID() string {
+	if n.identity == nil {
+		return ""
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.identity.Cluster
+}
+
+// adopt makes this node one of a cluster, for good.
+func (n *Node) adopt(cluster string) error {
+	if n.identity == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.identity.Cluster == cluster {
+		return nil
+	}
+	if n.identity.Cluster != "" {
+		return fmt.Errorf("this node belongs to cluster %s already, not to %s", n.identity.Cluster, cluster)
+	}
+	n.identity.Cluster = cluster
+	return n.identity.save()
+}
+
+func (n *Node) hello() peerHello {
+	return peerHello{
+		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
+		Host: n.host, Agent: n.cfg.Agent, Version: n.cfg.Version,
+	}
+}
+
+func (n *Node) welcome() peerWelcome {
+	return peerWelcome{
+		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
+		Boot: n.boot, Version: n.cfg.Version, Leader: n.leader(),
+	}
+}

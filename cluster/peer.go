@@ -1,0 +1,351 @@
+package cluster
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+	"github.com/lockerd/lockerd/transport"
+)
+
+const (
+	// maxPeers bounds connections of other nodes: a farm has thousands of agents.
+	maxPeers = 20_000
+
+	// peerSilence ends a peer's connection. Peers ping every second.
+	peerSilence = 10 * time.Second
+
+	// maxPeerRequest bounds a frame from a peer. Nothing that a node asks for is
+	// larger than a few entries' worth of commands.
+	maxPeerRequest = 16 << 20
+)
+
+// peers are the connections that other nodes have to this server. Its roles: to
+// say which incarnations are in touch, and to carry the news of the table to the
+// nodes it concerns.
+type peers struct {
+	mu      sync.Mutex
+	all     map[*peer]struct{}
+	by      map[fsm.Incarnation]*peer
+	contact map[fsm.Incarnation]time.Time // when we last heard of it
+	closed  bool
+}
+
+func newPeers() *peers {
+	return &peers{
+		all:     make(map[*peer]struct{}),
+		by:      make(map[fsm.Incarnation]*peer),
+		contact: make(map[fsm.Incarnation]time.Time),
+	}
+}
+
+// peer is one connection that another node has to this server.
+type peer struct {
+	node  *Node
+	conn  net.Conn
+	out   *outbox
+	hello peerHello
+	inc   fsm.Incarnation // of late; guarded by peers.mu
+}
+
+func (ps *peers) add(p *peer) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.closed {
+		return ErrClosed
+	}
+	if len(ps.all) >= maxPeers {
+		return fmt.Errorf("%d nodes are connected already", maxPeers)
+	}
+	ps.all[p] = struct{}{}
+	return nil
+}
+
+func (ps *peers) remove(p *peer) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	delete(ps.all, p)
+	if ps.by[p.inc] == p {
+		delete(ps.by, p.inc)
+	}
+}
+
+// heard notes that an incarnation is in touch, by this connection.
+func (ps *peers) heard(p *peer, inc fsm.Incarnation) {
+	if inc == 0 {
+		return
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p.inc != inc {
+		if ps.by[p.inc] == p {
+			delete(ps.by, p.inc)
+		}
+		p.inc = inc
+	}
+	ps.by[inc] = p
+	ps.contact[inc] = time.Now()
+}
+
+// lastHeard is when an incarnation was last in touch with this server; zero if never.
+func (ps *peers) lastHeard(inc fsm.Incarnation) time.Time {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.contact[inc]
+}
+
+// forget drops what is known of incarnations that the table no longer has.
+func (ps *peers) forget(alive map[fsm.Incarnation]bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for inc := range ps.contact {
+		if !alive[inc] {
+			delete(ps.contact, inc)
+		}
+	}
+}
+
+// push carries events to the nodes they concern. Consecutive events of one node
+// share a frame.
+func (ps *peers) push(events []fsm.Event) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if len(ps.by) == 0 {
+		return
+	}
+	var to *peer
+	var b []byte
+	flush := func() {
+		if to != nil {
+			to.out.send(frameEvents, b)
+		}
+		b = b[:0]
+	}
+	for _, e := range events {
+		if e.Kind == fsm.EventQueued || e.Ask.Node == 0 {
+			continue
+		}
+		p := ps.by[e.Ask.Node]
+		if p == nil {
+			continue
+		}
+		if p != to {
+			flush()
+			to = p
+		}
+		b = fsm.AppendEvent(b, e)
+	}
+	flush()
+}
+
+// broadcast sends a frame to every peer.
+func (ps *peers) broadcast(kind byte, payload []byte) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for p := range ps.all {
+		p.out.send(kind, payload)
+	}
+}
+
+// close ends every connection; their goroutines end by themselves.
+func (ps *peers) close() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.closed = true
+	for p := range ps.all {
+		_ = p.conn.Close()
+	}
+}
+
+// acceptPeers serves the node side of the peer port until ln closes.
+func (n *Node) acceptPeers(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		n.run(func() { n.servePeer(conn) })
+	}
+}
+
+func (n *Node) servePeer(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(n.ctx, func() { _ = conn.Close() })
+	defer stop()
+	r := bufio.NewReader(conn)
+	p := &peer{node: n, conn: conn, out: newOutbox(conn)}
+	if err := p.meet(r); err != nil {
+		n.log.Debug("peer turned away", "remote", conn.RemoteAddr(), "error", err)
+		return
+	}
+	if err := n.peers.add(p); err != nil {
+		n.log.Warn("peer turned away", "remote", conn.RemoteAddr(), "error", err)
+		return
+	}
+	defer n.peers.remove(p)
+	var writer sync.WaitGroup
+	writer.Go(p.out.run)
+	defer writer.Wait()
+	defer p.out.close()
+	p.out.send(frameLeader, mustJSON(n.leader()))
+
+	var buf []byte
+	for {
+		if conn.SetReadDeadline(time.Now().Add(peerSilence)) != nil {
+			return
+		}
+		kind, b, err := transport.ReadFrame(r, buf, maxPeerRequest)
+		if err == nil {
+			err = p.handle(kind, b)
+		}
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				n.log.Debug("peer gone", "peer", p.hello.Name, "error", err)
+			}
+			return
+		}
+		buf = b[:0]
+		if cap(buf) > outboxKeep {
+			buf = nil
+		}
+	}
+}
+
+// meet reads the hello and answers it.
+func (p *peer) meet(r *bufio.Reader) error {
+	if err := p.conn.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+		return err
+	}
+	kind, b, err := transport.ReadFrame(r, nil, maxHello)
+	if err != nil {
+		return err
+	}
+	if kind != frameHello || json.Unmarshal(b, &p.hello) != nil {
+		return errPeerGarbage
+	}
+	w := p.node.welcome()
+	switch {
+	case p.hello.Protocol != peerProtocol:
+		w.Error = fmt.Sprintf("node %s speaks peer protocol %d, yours is %d: upgrade the older one", w.Name, peerProtocol, p.hello.Protocol)
+	case p.hello.Cluster != "" && w.Cluster != "" && p.hello.Cluster != w.Cluster:
+		w.Error = fmt.Sprintf("node %s belongs to cluster %s, yours to %s: correct --join, or give the node an empty --data-dir", w.Name, w.Cluster, p.hello.Cluster)
+	}
+	if _, err := p.conn.Write(transport.AppendFrame(nil, frameWelcome, mustJSON(w))); err != nil {
+		return err
+	}
+	if w.Error != "" {
+		return errors.New(w.Error)
+	}
+	return p.conn.SetDeadline(time.Time{})
+}
+
+func (p *peer) handle(kind byte, b []byte) error {
+	switch kind {
+	case framePing:
+		inc, _, err := uvarint(b)
+		if err != nil {
+			return err
+		}
+		p.node.peers.heard(p, fsm.Incarnation(inc))
+		p.out.send(framePong, nil)
+	case framePropose:
+		for len(b) > 0 {
+			prop, rest, err := fsm.DecodeProposal(b)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errPeerGarbage, err)
+			}
+			b = rest
+			p.propose(prop)
+		}
+	case frameAsk:
+		id, b, err := uvarint(b)
+		if err != nil || len(b) == 0 {
+			return errPeerGarbage
+		}
+		method, payload := b[0], append([]byte(nil), b[1:]...)
+		// Questions may wait for the log; proposals behind them must not.
+		p.node.run(func() { p.answer(id, method, payload) })
+	}
+	return nil
+}
+
+// propose hands a peer's command to this node's office, if it has one.
+func (p *peer) propose(prop fsm.Proposal) {
+	p.node.peers.heard(p, prop.Ask.Node)
+	o := p.node.office.Load()
+	if o == nil {
+		p.out.send(frameBounced, nil)
+		return
+	}
+	o.propose(prop, func(res fsm.Result, err error) {
+		if err != nil {
+			p.out.send(frameBounced, nil)
+			return
+		}
+		p.out.send(frameResults, appendAnswer(nil, prop.Ask, res))
+	})
+}
+
+// answer serves one question.
+func (p *peer) answer(id uint64, method byte, payload []byte) {
+	ctx, cancel := context.WithTimeout(p.node.ctx, p.node.cfg.NoLeaderGrace)
+	defer cancel()
+	b, err := p.node.answerPeer(ctx, method, payload)
+	head := binary.AppendUvarint(nil, id)
+	if err != nil {
+		p.out.send(frameReply, append(append(head, replyError), err.Error()...))
+		return
+	}
+	p.out.send(frameReply, append(append(head, replyOK), b...))
+}
+
+// answerPeer answers another node's question.
+func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]byte, error) {
+	switch method {
+	case askIndex:
+		index, err := n.ownReadIndex(ctx)
+		return binary.AppendUvarint(nil, index), err
+	case askStatus:
+		var q statusQuery
+		if err := json.Unmarshal(payload, &q); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		res, err := n.Status(ctx, q.Owner, q.Locks)
+		return fsm.AppendResult(nil, res), err
+	case askTable:
+		_, snap, err := n.capture(ctx, len(payload) == 1 && payload[0] == 1)
+		if err != nil {
+			return nil, err
+		}
+		var b []byte
+		err = snap.Encode(func(chunk []byte) error { b = append(b, chunk...); return nil })
+		return b, err
+	case askLook:
+		var list []standing
+		if err := json.Unmarshal(payload, &list); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		err := n.look(ctx, list)
+		return mustJSON(list), err
+	case askDead:
+		var p fsm.Process
+		if err := json.Unmarshal(payload, &p); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return nil, n.Dead(ctx, p)
+	case askInvite:
+		var inv invitation
+		if err := json.Unmarshal(payload, &inv); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return nil, n.invited(inv)
+	}
+	return nil, fmt.Errorf("node %s does not know question %q: upgrade it", n.cfg.Name, method)
+}

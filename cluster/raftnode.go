@@ -1,0 +1,217 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/lockerd/lockerd/fsm"
+	"github.com/lockerd/lockerd/transport"
+)
+
+const (
+	raftPool    = 3
+	raftTimeout = 10 * time.Second
+
+	// trailingLogs is how many entries stay after a snapshot, so that a server
+	// which was down for a reboot catches up from the log.
+	trailingLogs = 4096
+
+	// commitTimeout bounds how long a follower's own log lags behind commits. It
+	// is the backstop of grants, which the leader sends directly.
+	commitTimeout = 10 * time.Millisecond
+)
+
+// openRaft starts this server's replica, and founds a cluster where that is up to
+// this node alone.
+func (n *Node) openRaft() error {
+	stores := n.cfg.Stores
+	if stores == nil {
+		s, closeStores, err := openStores(n.cfg.DataDir, n.id, n.log)
+		if err != nil {
+			return err
+		}
+		n.closers = append(n.closers, closeStores)
+		stores = s
+	}
+	n.disk = newGuardedDisk(stores, n.fail)
+	cache, err := raft.NewLogCache(logCacheEntries, n.disk)
+	if err != nil {
+		return fmt.Errorf("make log cache: %w", err)
+	}
+	n.replica = newReplica()
+	n.replica.halt = n.fail
+	n.replica.written = n.logWritten
+	n.replica.restored = func() { n.run(n.resync) }
+	n.replica.applied = n.entryApplied
+
+	layer := transport.NewRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
+	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream:                layer,
+		MaxPool:               raftPool,
+		Timeout:               raftTimeout,
+		Logger:                n.log.Named("raft-net"),
+		ServerAddressProvider: addressBook{n},
+	})
+	notify := make(chan bool, 16)
+	conf := n.raftConfig(notify)
+	if err := n.bootstrap(conf, stores, cache); err != nil {
+		return errors.Join(err, n.trans.Close())
+	}
+	r, err := raft.NewRaft(conf, n.replica, cache, n.disk, stores.Snapshot, n.trans)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start raft in %s: %w", n.cfg.DataDir, err), n.trans.Close())
+	}
+	n.raft = r
+	n.run(func() { n.watchLeadership(notify) })
+	return nil
+}
+
+func (n *Node) raftConfig(notify chan bool) *raft.Config {
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(n.id)
+	conf.Logger = n.log.Named("raft")
+	conf.HeartbeatTimeout = n.cfg.HeartbeatTimeout
+	conf.ElectionTimeout = n.cfg.HeartbeatTimeout
+	conf.LeaderLeaseTimeout = n.cfg.HeartbeatTimeout / 2
+	conf.CommitTimeout = commitTimeout
+	conf.MaxAppendEntries = 128
+	conf.TrailingLogs = trailingLogs
+	conf.NotifyCh = notify
+	conf.NoLegacyTelemetry = true
+	// Entries are batches of very different sizes, so snapshots go by bytes
+	// written (logWritten), not by Raft's count of entries.
+	conf.SnapshotThreshold = math.MaxUint64
+	conf.ShutdownOnRemove = false
+	return conf
+}
+
+// bootstrap writes the first configuration of a new cluster if this node founds
+// one by itself. A cluster of several is founded when they have found each other.
+func (n *Node) bootstrap(conf *raft.Config, stores *Stores, log raft.LogStore) error {
+	exists, err := raft.HasExistingState(log, n.disk, stores.Snapshot)
+	if err != nil {
+		return fmt.Errorf("read the state in %s: %w", n.cfg.DataDir, err)
+	}
+	if exists {
+		return nil
+	}
+	var first raft.Configuration
+	switch {
+	case len(n.cfg.Servers) > 0:
+		for _, s := range n.cfg.Servers {
+			first.Servers = append(first.Servers, raft.Server{ID: raft.ServerID(s.ID), Address: raft.ServerAddress(s.Addr)})
+		}
+	case n.cfg.BootstrapExpect == 1 && len(n.cfg.Join) == 0:
+		if err := n.adopt(newID()); err != nil {
+			return err
+		}
+		first.Servers = []raft.Server{{ID: conf.LocalID, Address: raft.ServerAddress(n.addr)}}
+	default:
+		return nil
+	}
+	if err := raft.BootstrapCluster(conf, log, n.disk, stores.Snapshot, n.trans, first); err != nil {
+		return fmt.Errorf("found the cluster: %w", err)
+	}
+	return nil
+}
+
+// entryApplied hands on what an entry brought about. Raft's goroutine calls it,
+// before the entry's proposer is answered.
+func (n *Node) entryApplied(o fsm.Outcome) {
+	if len(o.Events) > 0 {
+		if n.office.Load() != nil {
+			n.peers.push(o.Events)
+		}
+		n.ledger.deliver(o.Events)
+		n.events.publish(o.Events)
+	}
+	select {
+	case n.applied <- struct{}{}:
+	default:
+	}
+}
+
+// logWritten takes a snapshot when enough has been written since the last one.
+func (n *Node) logWritten(size int) {
+	if n.sinceCut.Add(int64(size)) < int64(n.cfg.SnapshotBytes) || !n.cutting.CompareAndSwap(false, true) {
+		return
+	}
+	n.run(func() {
+		defer n.cutting.Store(false)
+		n.sinceCut.Store(0)
+		err := n.raft.Snapshot().Error()
+		if err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) && n.ctx.Err() == nil {
+			n.log.Error("snapshot failed; the log grows until one succeeds", "error", err)
+		}
+	})
+}
+
+// watchLeader follows Raft's word on who leads.
+func (n *Node) watchLeader() {
+	ch := make(chan raft.Observation, 64)
+	obs := raft.NewObserver(ch, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	n.raft.RegisterObserver(obs)
+	defer n.raft.DeregisterObserver(obs)
+	// An observation may be dropped when many come at once; the ticker repairs that.
+	t := time.NewTicker(pingInterval)
+	defer t.Stop()
+	for {
+		addr, id := n.raft.LeaderWithID()
+		n.setLeader(peerLeader{ID: string(id), Addr: string(addr), Term: n.raft.CurrentTerm()})
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-ch:
+		case <-t.C:
+		}
+	}
+}
+
+// addressBook tells Raft where a server is now, in case it has moved since the
+// configuration was written.
+type addressBook struct{ n *Node }
+
+// ServerAddr implements raft.ServerAddressProvider.
+func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if b.n.gossip != nil {
+		for _, s := range b.n.gossip.servers() {
+			if s.ID == string(id) {
+				return raft.ServerAddress(s.Addr), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("no gossip of server %s", id)
+}
+
+// peerAddr is an address as others know it, which need not be one we could listen on.
+type peerAddr string
+
+func (peerAddr) Network() string  { return "tcp" }
+func (a peerAddr) String() string { return string(a) }
+
+// dialPeer connects to another node's peer port and says what for.
+func (n *Node) dialPeer(ctx context.Context, addr string, header byte) (net.Conn, error) {
+	conn, err := n.cfg.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		err = conn.SetWriteDeadline(deadline)
+	}
+	if err == nil {
+		_, err = conn.Write([]byte{header})
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, conn.SetWriteDeadline(time.Time{})
+}

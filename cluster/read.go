@@ -1,0 +1,219 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// Table is every hold and every wait at one moment. Its values must not be changed.
+type Table struct {
+	Now   fsm.Millis
+	Holds []*fsm.Hold // by first lock name, then fence
+	Waits []*fsm.Wait // by ticket
+}
+
+// Status says whether owner holds one of locks, and else who holds the first busy
+// one: see [fsm.Machine.Status]. It is linearizable.
+func (n *Node) Status(ctx context.Context, owner string, locks []string) (fsm.Result, error) {
+	if n.replica == nil {
+		b, err := n.askServer(ctx, askStatus, mustJSON(statusQuery{Owner: owner, Locks: locks}))
+		if err != nil {
+			return fsm.Result{}, err
+		}
+		res, _, err := fsm.DecodeResult(b)
+		return res, err
+	}
+	var res fsm.Result
+	err := n.view(ctx, func(m *fsm.Machine) { res = m.Status(owner, locks) })
+	return res, err
+}
+
+// Table returns every hold and wait, linearizably, or as this node has them at
+// hand if stale is good enough.
+func (n *Node) Table(ctx context.Context, stale bool) (Table, error) {
+	now, snap, err := n.capture(ctx, stale)
+	if err != nil {
+		return Table{}, err
+	}
+	return Table{Now: now, Holds: snap.Holds(), Waits: snap.Waits()}, nil
+}
+
+// capture takes a snapshot of the table, here or, for an agent, at a server.
+func (n *Node) capture(ctx context.Context, stale bool) (fsm.Millis, *fsm.Snapshot, error) {
+	if n.replica == nil {
+		flag := []byte{0}
+		if stale {
+			flag[0] = 1
+		}
+		b, err := n.askServer(ctx, askTable, flag)
+		if err != nil {
+			return 0, nil, err
+		}
+		m, err := fsm.Restore(b)
+		if err != nil {
+			return 0, nil, fmt.Errorf("read the table a server sent: %w", err)
+		}
+		return m.Now(), m.Snapshot(), nil
+	}
+	if !stale {
+		if err := n.catchUp(ctx); err != nil {
+			return 0, nil, err
+		}
+	}
+	now, snap := n.replica.snapshot()
+	return now, snap, nil
+}
+
+// view runs f on a table that holds everything committed before the call.
+func (n *Node) view(ctx context.Context, f func(*fsm.Machine)) error {
+	if err := n.catchUp(ctx); err != nil {
+		return err
+	}
+	n.replica.view(f)
+	return nil
+}
+
+// look fills in what has become of other nodes' or our own requests.
+func (n *Node) look(ctx context.Context, list []standing) error {
+	if n.replica == nil {
+		b, err := n.askServer(ctx, askLook, mustJSON(list))
+		if err != nil {
+			return err
+		}
+		var got []standing
+		if err := json.Unmarshal(b, &got); err != nil || len(got) != len(list) {
+			return errPeerGarbage
+		}
+		copy(list, got)
+		return nil
+	}
+	return n.view(ctx, func(m *fsm.Machine) {
+		for i := range list {
+			list[i].look(m)
+		}
+	})
+}
+
+// catchUp waits until this replica holds everything committed before the call:
+// it asks the leader for its index, and for that to be applied here.
+func (n *Node) catchUp(ctx context.Context) error {
+	for {
+		changed := n.leaderChanged()
+		index, err := n.readIndex(ctx)
+		if err == nil {
+			return n.replica.waitFor(ctx, index)
+		}
+		if err := n.awaitLeader(ctx, changed, err); err != nil {
+			return err
+		}
+	}
+}
+
+// readIndex asks the leader, which may be this node, for a read index.
+func (n *Node) readIndex(ctx context.Context) (uint64, error) {
+	if n.office.Load() != nil {
+		return n.ownReadIndex(ctx)
+	}
+	l := n.leaderLink()
+	if l == nil {
+		return 0, ErrNoLeader
+	}
+	b, err := l.ask(ctx, askIndex, nil)
+	if err != nil {
+		return 0, err
+	}
+	index, _, err := uvarint(b)
+	return index, err
+}
+
+// askServer puts a question to a server, the leader if it is in reach.
+func (n *Node) askServer(ctx context.Context, method byte, payload []byte) ([]byte, error) {
+	for {
+		changed := n.leaderChanged()
+		var err error = ErrNoLeader
+		if l := n.leaderLink(); l != nil {
+			var b []byte
+			b, err = l.ask(ctx, method, payload)
+			var remote remoteError
+			if err == nil || errors.As(err, &remote) {
+				return b, err
+			}
+		}
+		if err := n.awaitLeader(ctx, changed, err); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// ownReadIndex vouches that every entry up to the returned index, and no later
+// one that anyone has been told of, is committed: this node led a moment ago, and
+// a quorum has confirmed since that it still does.
+func (n *Node) ownReadIndex(ctx context.Context) (uint64, error) {
+	o := n.office.Load()
+	if o == nil {
+		return 0, errOutOfOffice
+	}
+	return o.reads.index(ctx)
+}
+
+// reads lets all readers that come while a leadership check is under way share
+// the next one.
+type reads struct {
+	applied func() uint64
+	verify  func() error
+	run     func(func()) // starts a goroutine
+
+	mu      sync.Mutex
+	waiting []chan readIndex
+	running bool
+}
+
+type readIndex struct {
+	index uint64
+	err   error
+}
+
+func (r *reads) index(ctx context.Context) (uint64, error) {
+	ch := make(chan readIndex, 1)
+	r.mu.Lock()
+	r.waiting = append(r.waiting, ch)
+	if !r.running {
+		r.running = true
+		r.run(r.serve)
+	}
+	r.mu.Unlock()
+	select {
+	case got := <-ch:
+		return got.index, got.err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
+// serve answers until no reader waits. It ends by itself: verify does not
+// outlast Raft.
+func (r *reads) serve() {
+	for {
+		r.mu.Lock()
+		batch := r.waiting
+		r.waiting = nil
+		if len(batch) == 0 {
+			r.running = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		got := readIndex{index: r.applied()}
+		if err := r.verify(); err != nil {
+			got.err = fmt.Errorf("%w: %w", errOutOfOffice, err)
+		}
+		for _, ch := range batch {
+			ch <- got
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+)
+
+const (
+	identityFile    = "node.json"
+	logFile         = "raft.db"
+	identityVersion = 1
+
+	snapshotsRetained = 3
+	logCacheEntries   = 512
+)
+
+// identity is what makes a data directory one node's: its Raft id, made once,
+// and the cluster it belongs to, empty until it belongs to one.
+type identity struct {
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+	Cluster string `json:"cluster"`
+
+	path string
+}
+
+// newID makes an id for a node or a cluster: 128 random bits in hex.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+// openIdentity reads the identity of the node in dir, and makes dir and identity
+// where there is nothing yet. A directory that holds something else is refused.
+func openIdentity(dir string) (*identity, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w (give another with --data-dir)", err)
+	}
+	path := filepath.Join(dir, identityFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := refuseForeign(dir); err != nil {
+			return nil, err
+		}
+		id := &identity{Version: identityVersion, ID: newID(), path: path}
+		return id, id.save()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read node identity: %w", err)
+	}
+	id := &identity{path: path}
+	if err := json.Unmarshal(b, id); err != nil || id.ID == "" {
+		return nil, fmt.Errorf("%s is damaged: restore it from a backup, or move %s away and let the node join as a new one", path, dir)
+	}
+	if id.Version > identityVersion {
+		return nil, fmt.Errorf("%s was written by a newer lockerd (format %d, this one knows %d): upgrade this node", path, id.Version, identityVersion)
+	}
+	return id, nil
+}
+
+// refuseForeign tells a data directory that is not ours from an empty one. A
+// file system's own lost+found does not count.
+func refuseForeign(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read data directory: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() != "lost+found" {
+			return fmt.Errorf("%s is not a lockerd data directory (it holds %s but no %s): give an empty or a new one with --data-dir", dir, e.Name(), identityFile)
+		}
+	}
+	return nil
+}
+
+// save writes the identity so that a crash leaves the old one or the new one.
+func (id *identity) save() error {
+	b, err := json.MarshalIndent(id, "", "\t")
+	if err != nil {
+		return fmt.Errorf("encode node identity: %w", err)
+	}
+	if err := writeFileSync(id.path, append(b, '\n')); err != nil {
+		return fmt.Errorf("write node identity: %w", err)
+	}
+	return nil
+}
+
+// writeFileSync replaces path by a file with the given content, durably and at once.
+func writeFileSync(path string, b []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp*")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }()
+	_, err = tmp.Write(b)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// openStores opens Raft's log, stable and snapshot stores in dir. The returned
+// function closes what must be closed.
+func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func() error, err error) {
+	// bbolt maps its file and trusts it: a truncated or foreign one shows as a
+	// panic or a fault. Both become the error they are.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	path := filepath.Join(dir, logFile)
+	defer func() {
+		if p := recover(); p != nil {
+			err = damagedLog(path, fmt.Errorf("%v", p))
+		}
+	}()
+	bolt, err := raftboltdb.New(raftboltdb.Options{
+		Path: path,
+		// A free list that is not written saves a page per commit, and the map
+		// form keeps its cost flat on old, large files.
+		BoltOptions: &bbolt.Options{
+			Timeout:        time.Second,
+			NoFreelistSync: true,
+			FreelistType:   bbolt.FreelistMapType,
+		},
+		MsgpackUseNewTimeFormat: true,
+	})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, nil, fmt.Errorf("%s is in use by another lockerd: stop that one, or give another --data-dir", dir)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, nil, fmt.Errorf("open log: %w (give a --data-dir this user can write)", err)
+	case err != nil:
+		return nil, nil, damagedLog(path, err)
+	}
+	if err := readable(bolt); err != nil {
+		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
+	}
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsRetained, log.Named("snapshot"))
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("open snapshots: %w", err), bolt.Close())
+	}
+	return &Stores{Log: bolt, Stable: bolt, Snapshot: snaps, ID: id}, bolt.Close, nil
+}
+
+// readable reads the ends of the log, which is what Raft does first: damage there
+// would otherwise surface as a crash of a goroutine nobody can guard.
+func readable(log raft.LogStore) error {
+	first, err := log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return err
+	}
+	var l raft.Log
+	for i := first; i <= last && i != 0; i++ {
+		if err := log.GetLog(i, &l); err != nil {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func damagedLog(path string, err error) error {
+	return fmt.Errorf("%s is damaged (%w): in a cluster, move the data directory away and let the node join as a new one; a single node needs a backup", path, err)
+}
