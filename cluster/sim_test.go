@@ -79,7 +79,7 @@ func (s *sim) leader() *Node {
 }
 
 func testLogger(name string) hclog.Logger {
-	level := hclog.Error
+	level := hclog.Off
 	if os.Getenv("LOCKERD_TEST_LOG") != "" {
 		level = hclog.Debug
 	}

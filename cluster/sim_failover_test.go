@@ -1,0 +1,144 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// simWaiter queues for one lock through one node and records what it is told.
+type simWaiter struct {
+	owner string
+	node  *Node
+	claim *Claim
+
+	mu     sync.Mutex
+	events []fsm.Event
+	told   chan struct{}
+}
+
+func (w *simWaiter) notify(e fsm.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = append(w.events, e)
+	if len(w.events) == 1 {
+		close(w.told)
+	}
+}
+
+// fence waits for the grant and returns its fence.
+func (w *simWaiter) fence(ctx context.Context, t *testing.T) fsm.Fence {
+	t.Helper()
+	select {
+	case <-w.told:
+	case <-ctx.Done():
+		t.Fatalf("%s by %s: grant lost", w.owner, w.node.Name())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.events) != 1 || w.events[0].Kind != fsm.EventGranted {
+		t.Fatalf("%s: told %+v", w.owner, w.events)
+	}
+	return w.events[0].Fence
+}
+
+// TestSimulatedFailovers isolates the leader again and again while clients on every
+// node wait for one lock, and checks that each of them gets it, once, in turn.
+func TestSimulatedFailovers(t *testing.T) {
+	const rounds, perNode = 500, 2
+	began := time.Now()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		ctx, cancel := context.WithTimeout(context.Background(), 24*time.Hour)
+		defer cancel()
+		var last fsm.Fence
+		for round := range rounds {
+			last = simRound(ctx, t, s, round, perNode, last)
+		}
+		s.converge()
+	})
+	t.Logf("%d rounds in %v", rounds, time.Since(began))
+}
+
+func simRound(ctx context.Context, t *testing.T, s *sim, round, perNode int, last fsm.Fence) fsm.Fence {
+	old := s.leader()
+	holder := fmt.Sprintf("holder%d", round)
+	_, res, err := old.Acquire(ctx, fsm.Acquire{Owner: holder, Locks: []string{"x"}, Block: true}, func(fsm.Event) {})
+	if err != nil || res.Code != fsm.Granted || res.Fence <= last {
+		t.Fatalf("round %d: %+v, %v (last fence %d)", round, res, err, last)
+	}
+	last = res.Fence
+
+	var queue []*simWaiter
+	for i := range perNode {
+		for _, p := range s.peers {
+			w := &simWaiter{owner: fmt.Sprintf("w%d.%d.%s", round, i, p.ID), node: s.nodes[p.ID], told: make(chan struct{})}
+			w.claim, res, err = w.node.Acquire(ctx, fsm.Acquire{Owner: w.owner, Locks: []string{"x"}, Block: true}, w.notify)
+			if err != nil || res.Code != fsm.Queued {
+				t.Fatalf("round %d: %s: %+v, %v", round, w.owner, res, err)
+			}
+			queue = append(queue, w)
+		}
+	}
+
+	s.net.Isolate(old.cfg.Name + ":1")
+	var leader *Node
+	for leader == nil {
+		for _, n := range s.nodes {
+			if n != old && n.office.Load() != nil {
+				leader = n
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+		if ctx.Err() != nil {
+			t.Fatalf("round %d: no new leader", round)
+		}
+	}
+	if res, err = leader.Submit(ctx, fsm.Release{Owner: holder, Locks: []string{"x"}}); err != nil || res.Code != fsm.Done {
+		t.Fatalf("round %d: release: %+v, %v", round, res, err)
+	}
+	healed := false
+	for _, w := range queue {
+		if !healed && w.node == old {
+			s.net.Heal()
+			healed = true
+		}
+		fence := w.fence(ctx, t)
+		if fence <= last {
+			t.Fatalf("round %d: %s granted with fence %d after %d", round, w.owner, fence, last)
+		}
+		last = fence
+		if res, err = w.node.Submit(ctx, fsm.Release{Fence: fence}); err != nil || res.Code != fsm.Done {
+			t.Fatalf("round %d: %s: release: %+v, %v", round, w.owner, res, err)
+		}
+	}
+	// Whatever else a waiter is told now would be one grant too many.
+	synctest.Wait()
+	for _, w := range queue {
+		w.fence(ctx, t)
+	}
+	return last
+}
+
+// converge checks that all replicas come to hold the same.
+func (s *sim) converge() {
+	s.t.Helper()
+	digests := make(map[uint64]bool)
+	for range 1000 {
+		clear(digests)
+		for _, n := range s.nodes {
+			n.replica.view(func(m *fsm.Machine) { digests[m.Digest()] = true })
+		}
+		if len(digests) == 1 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Errorf("replicas differ: %d digests", len(digests))
+}
