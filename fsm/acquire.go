@@ -71,7 +71,7 @@ func (m *Machine) reenter(ask Ask, a Acquire, c *claim) Result {
 			brief(h.Locks[0]), h.Mode, a.Mode))
 	}
 	if h.Slots != a.Slots {
-		return refused(fmt.Sprintf("%s is held by this owner already, with %d slots and not with %d",
+		return refused(fmt.Sprintf("%s is held by this owner already, as one of %d, and not of %d",
 			brief(h.Locks[0]), h.Slots, a.Slots))
 	}
 	m.supersede(c, ask)

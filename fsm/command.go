@@ -47,15 +47,7 @@ const (
 )
 
 func (m Mode) String() string {
-	switch m {
-	case Exclusive:
-		return "exclusive"
-	case Shared:
-		return "shared"
-	case Slots:
-		return "slots"
-	}
-	return "unknown"
+	return word(int(m), "exclusive", "shared", "slots")
 }
 
 // Choice says how many of the named locks a request wants.
@@ -89,6 +81,7 @@ type Acquire struct {
 // Release ends holds and waits of a claimant. With Fence it ends that one hold
 // and refuses (NotHeld) if it is over already. Without, it ends whatever Owner
 // holds or waits for among Locks, of request ID if that is set, of any if not.
+// With Fence, Locks are not looked at, and an Owner or ID that is set must match.
 type Release struct {
 	Owner string
 	ID    RequestID
@@ -98,10 +91,12 @@ type Release struct {
 
 // Withdraw undoes the Acquire that was made as Ask, because its client has gone:
 // a wait leaves the queues, and a hold that was never delivered is released. It
-// does nothing once another Acquire of the same claimant has taken the claim over.
+// does nothing once another Acquire of the same claimant has taken the claim over. If it
+// comes before that Acquire, the Acquire will do nothing.
 type Withdraw struct{ Ask Ask }
 
-// Break ends whoever holds Locks. With Fence, only that hold.
+// Break ends whoever holds Locks. With Fence, only that hold, and only if it has
+// one of Locks, where any are named (otherwise NotHeld).
 type Break struct {
 	Locks []string
 	By    string

@@ -48,7 +48,8 @@
 //
 // Whatever a command or the time ends has ended before anything is granted in its
 // place, and all that can be granted is granted before the command's result is
-// made: Result.Owner is the owner after that.
+// made: Result.Owner is the owner after that. The order is that of tickets: the oldest
+// waiter that can be granted goes first, which may let another be granted, and so on.
 //
 // # Time
 //

@@ -1,38 +1,85 @@
 package fsm
 
+// candidate is a lock whose queue may have a head that can be granted now.
+// ticket is that of the head when the lock was touched; heads only grow younger.
+type candidate struct {
+	ticket Ticket
+	lock   *lock
+}
+
+// candidates is a binary heap by ticket.
+type candidates []candidate
+
+func (d *candidates) push(c candidate) {
+	h := append(*d, c)
+	i := len(h) - 1
+	for i > 0 && c.ticket < h[(i-1)/2].ticket {
+		h[i] = h[(i-1)/2]
+		i = (i - 1) / 2
+	}
+	h[i] = c
+	*d = h
+}
+
+func (d *candidates) pop() candidate {
+	h := *d
+	top, last := h[0], h[len(h)-1]
+	h[len(h)-1] = candidate{}
+	h = h[:len(h)-1]
+	*d = h
+	if len(h) == 0 {
+		return top
+	}
+	i := 0
+	for child := 1; child < len(h); child = 2*i + 1 {
+		if child+1 < len(h) && h[child+1].ticket < h[child].ticket {
+			child++
+		}
+		if last.ticket <= h[child].ticket {
+			break
+		}
+		h[i] = h[child]
+		i = child
+	}
+	h[i] = last
+	return top
+}
+
 // touch notes that the queue of l may have a head that can be granted now.
 func (m *Machine) touch(l *lock) {
 	if !l.dirty && l.queue.head != nil {
 		l.dirty = true
-		m.dirty = append(m.dirty, l)
+		m.dirty.push(candidate{l.queue.head.claim.wait.Ticket, l})
 	}
 }
 
-// settle grants until no head of a queue can be granted. A grant may change the
-// heads of other queues; those come on the list in turn. The order is that in
-// which the locks were touched, so it is the same on every replica.
+// settle grants the oldest waiter that can be granted, until there is none. A
+// grant may change the heads of other queues, whose locks are touched in turn.
 func (m *Machine) settle() {
-	for i := 0; i < len(m.dirty); i++ {
-		l := m.dirty[i]
-		for l.queue.head != nil && m.promote(l.queue.head.claim) {
+	for len(m.dirty) > 0 {
+		next := m.dirty.pop()
+		l := next.lock
+		l.dirty = false
+		switch head := l.queue.head; {
+		case head == nil:
+		case head.claim.wait.Ticket != next.ticket:
+			m.touch(l) // its turn comes later
+		default:
+			m.promote(head.claim)
 		}
-		l.dirty = false // only now: what the loop itself touched is settled
 	}
-	clear(m.dirty)
-	m.dirty = m.dirty[:0]
 }
 
 // promote turns a wait into a hold if its turn has come.
-func (m *Machine) promote(c *claim) bool {
+func (m *Machine) promote(c *claim) {
 	locks := c.ready()
 	if locks == nil {
-		return false
+		return
 	}
 	w := c.wait
 	m.remove(c)
 	h := m.grant(w.Ask, w.Request, locks, w)
 	m.follow(w.Ask, Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: h.Owner})
-	return true
 }
 
 // ready returns what a wait can be granted now, or nil. Strictly first come,

@@ -53,7 +53,7 @@ type Machine struct {
 	deadlines deadlines
 
 	// Of the entry being applied.
-	dirty  []*lock // whose queues are to be looked at again
+	dirty  candidates
 	events []Event
 }
 

@@ -4,7 +4,7 @@ package fsm
 type Code uint8
 
 const (
-	Done     Code = iota // it did what it says, or there was nothing to do
+	Done     Code = iota // it did what it says, or there was nothing to do; a repeated Acquire: what it got is over
 	Granted              // Fence and Locks say what is held
 	Queued               // Ticket and Place say where
 	Busy                 // not granted and not queued; Owner says because of whom
@@ -14,15 +14,19 @@ const (
 	Stale                // Ask.Seq was answered and forgotten: a late duplicate
 )
 
+func (c Code) String() string {
+	return word(int(c), "done", "granted", "queued", "busy", "not-held", "refused", "stranger", "stale")
+}
+
 // Result answers one command.
 type Result struct {
 	Code   Code
 	Fence  Fence    // Granted
-	Locks  []string // Granted: what is held; Release, Break: what was ended
+	Locks  []string // Granted, Renew: what is held; Release, Break: what was ended, up to a bound that only mass releases reach
 	Owner  string   // who holds (or waits first for) the first busy lock of those named, after the command; empty if none
 	Ticket Ticket   // Queued
 	Place  int      // Queued: 1 is next; 0 is not known (a repeated request)
-	Broken []string // Break: the owners whose holds were ended
+	Broken []string // Break: the owners whose holds were ended, each once, up to the same bound
 	Checks []Check  // Acquire with autounlock: busy locks passed over whose holder has autounlock too, in order
 	Node   Incarnation
 	Reason string // Refused
@@ -38,12 +42,20 @@ type Check struct {
 type EventKind uint8
 
 const (
-	EventGranted    EventKind = iota + 1 // a hold began, at once or after a wait
-	EventQueued                          // a wait began
-	EventReleased                        // a hold ended; Cause says why
-	EventWithdrawn                       // a wait ended without a grant; Cause says why
-	EventSuperseded                      // a claim was taken over by a later request of the same claimant; Ask is the earlier one
+	EventGranted   EventKind = iota + 1 // a hold began, at once or after a wait
+	EventQueued                         // a wait began
+	EventReleased                       // a hold ended; Cause says why
+	EventWithdrawn                      // a wait ended without a grant; Cause says why
+
+	// A claim was taken over by a later request of the same claimant; Ask is the
+	// earlier one. Cause is CauseOwner if its wait has left the queues, and
+	// CauseNone if the claim lives on.
+	EventSuperseded
 )
+
+func (k EventKind) String() string {
+	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded")
+}
 
 // Cause says why a hold or a wait ended.
 type Cause uint8
@@ -55,9 +67,20 @@ const (
 	CauseLease             // the lease ran out
 	CauseBroken            // broken by Event.By
 	CauseProcessGone       // its process ended
-	CauseUndelivered       // the client had gone before the grant reached it
+	CauseUndelivered       // the client had gone: Withdraw
 	CauseNodeGone          // the node it waited by is gone
 )
+
+func (c Cause) String() string {
+	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node")
+}
+
+func word(i int, words ...string) string {
+	if i < len(words) {
+		return words[i]
+	}
+	return "unknown"
+}
 
 // Event is something the outside must know. Ask is the request the event
 // concerns, so that the node which made it can tell its client; events come in
@@ -70,7 +93,7 @@ type Event struct {
 	ID      RequestID
 	Locks   []string
 	Fence   Fence
-	Ticket  Ticket
+	Ticket  Ticket // EventGranted: of the wait that it ends, if it ends one
 	Mode    Mode
 	Process Process
 	Cause   Cause

@@ -114,6 +114,9 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 				return err
 			}
 		}
+		if err := flush(chunkSize); err != nil {
+			return err
+		}
 	}
 	holds := slices.Clone(s.holds)
 	slices.SortFunc(holds, func(a, b *Hold) int { return cmp.Compare(a.Fence, b.Fence) })

@@ -1,0 +1,128 @@
+package fsm
+
+import "strings"
+
+// script turns a byte string into entries, so that a fuzzer and a random number
+// generator can both drive the table. Names, owners and processes are few, so
+// that requests meet.
+type script struct {
+	b    []byte
+	now  Millis
+	seqs [4]uint64 // next number of incarnations 1 to 3
+}
+
+func (s *script) done() bool { return len(s.b) == 0 }
+
+// next returns a number below n, and 0 when the bytes have run out.
+func (s *script) next(n int) int {
+	if len(s.b) == 0 {
+		return 0
+	}
+	v := int(s.b[0]) % n
+	s.b = s.b[1:]
+	return v
+}
+
+func (s *script) entry() Entry {
+	if s.next(3) == 0 {
+		s.now += Millis(s.next(40))
+	}
+	e := Entry{Now: s.now}
+	for range 1 + s.next(2) {
+		e.Proposals = append(e.Proposals, s.proposal())
+	}
+	return e
+}
+
+func (s *script) proposal() Proposal {
+	p := Proposal{Command: s.command()}
+	if s.next(3) == 0 {
+		return p
+	}
+	n := 1 + s.next(3)
+	p.Ask = Ask{Node: Incarnation(n)}
+	switch s.next(8) {
+	case 0: // repeated, late or early
+		p.Ask.Seq = uint64(s.next(int(s.seqs[n]) + 3))
+	default:
+		s.seqs[n]++
+		p.Ask.Seq = s.seqs[n]
+	}
+	if s.next(4) == 0 {
+		p.Floor = s.seqs[n] - min(s.seqs[n], uint64(s.next(8)))
+	}
+	return p
+}
+
+func (s *script) command() Command {
+	switch s.next(16) {
+	case 0, 1, 2, 3, 4, 5, 6:
+		return s.acquire()
+	case 7, 8:
+		return Release{Owner: s.owner(), ID: s.id(), Locks: s.locks(), Fence: Fence(s.next(3) / 2 * s.next(40))}
+	case 9:
+		n := 1 + s.next(3)
+		return Withdraw{Ask{Incarnation(n), s.seqs[n] - min(s.seqs[n], uint64(s.next(6)))}}
+	case 10:
+		return Break{Locks: s.locks(), By: "root", Fence: Fence(s.next(3) / 2 * s.next(40))}
+	case 11:
+		c := ProcessGone{Process: s.process()}
+		for range s.next(6) {
+			c.Fences = append(c.Fences, Fence(s.next(60)))
+			c.Tickets = append(c.Tickets, Ticket(s.next(60)))
+		}
+		return c
+	case 12, 13:
+		return Renew{Owner: s.owner(), Fence: Fence(s.next(60)), Attach: s.next(2) == 0}
+	case 14:
+		if s.next(4) == 0 {
+			return NodeGone{Node: Incarnation(s.next(5))}
+		}
+		return NodeJoin{Name: "n", Nonce: [16]byte{byte(s.next(5))}}
+	}
+	return Tick{}
+}
+
+func (s *script) acquire() Acquire {
+	a := Acquire{
+		Owner: s.owner(), ID: s.id(), Locks: s.locks(), Choice: Choice(s.next(2)), Mode: Mode(s.next(3)),
+		Block: s.next(4) != 0,
+	}
+	if a.Mode == Slots {
+		a.Slots = uint32(1 + max(1, s.next(8)%3))
+	}
+	switch s.next(6) {
+	case 0:
+		a.Limit = Millis(s.next(60))
+	case 1:
+		a.Lease = Millis(s.next(60))
+	case 2:
+		a.Limit, a.Lease = Millis(s.next(60)), Millis(s.next(60))
+	}
+	if s.next(2) == 0 {
+		a.Autounlock, a.Process = true, s.process()
+	}
+	return a
+}
+
+func (s *script) owner() string { return [...]string{"ann", "bob", "cat", "dan", "eve", ""}[s.next(6)] }
+
+func (s *script) id() RequestID { return RequestID{byte(max(0, s.next(6)-3))} }
+
+func (s *script) locks() []string {
+	names := strings.Split("abcd", "")
+	var locks []string
+	for range max(1, s.next(6)-2) {
+		i := s.next(len(names))
+		locks = append(locks, names[i])
+		names = append(names[:i:i], names[i+1:]...)
+	}
+	return locks
+}
+
+func (s *script) process() Process {
+	return Process{
+		Host: [...]string{"h1", "h2", ""}[s.next(3)], PID: int32(s.next(3)), Start: uint64(s.next(3)),
+		Boot: [...]string{"", "x", "y"}[s.next(3)],
+	}
+}

@@ -1,0 +1,323 @@
+package fsm
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+)
+
+// TestScripts runs testdata/script/*.txt. Every directive but the views is one
+// command in an entry of its own; "entry" takes several, one a line. The output
+// is all that Apply returned, events first. Commands:
+//
+//	acquire LOCK,... owner=O [id=N] [all] [shared | slots=N] [try] [limit=MS] [lease=MS]
+//	        [host=H pid=N] [start=N] [boot=B] [auto]
+//	release [LOCK,...] [owner=O] [id=N] [fence=N]
+//	withdraw NODE/SEQ
+//	break [LOCK,...] [by=O] [fence=N]
+//	gone host=H pid=N [start=N] [boot=B] [fences=N,...] [tickets=N,...]
+//	renew owner=O fence=N [attach]
+//	tick
+//	join NAME [nonce=N]
+//	leave NODE
+//
+// and with any: now=MS (of the entry), ask=NODE/SEQ, floor=SEQ. Views: table,
+// status, claim, nodes, process, new.
+func TestScripts(t *testing.T) {
+	datadriven.Walk(t, "testdata/script", func(t *testing.T, path string) {
+		m := New()
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			a := args(t, d.CmdArgs)
+			if out, ok := view(m, d.Cmd, a); ok {
+				return out
+			}
+			e := Entry{Now: Millis(a.number("now"))}
+			if d.Cmd == "entry" {
+				for line := range strings.Lines(d.Input) {
+					cmd, list, err := datadriven.ParseLine(line)
+					if err != nil {
+						t.Fatal(err)
+					}
+					e.Proposals = append(e.Proposals, proposal(t, cmd, args(t, list)))
+				}
+			} else {
+				e.Proposals = []Proposal{proposal(t, d.Cmd, a)}
+			}
+			e = recode(t, e)
+			out := printOutcome(m.Apply(e))
+			mustCheck(t, m)
+			return out
+		})
+	})
+}
+
+// recode puts an entry through the codec, as the log does.
+func recode(t testing.TB, e Entry) Entry {
+	t.Helper()
+	e, err := DecodeEntry(AppendEntry(nil, e))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func mustCheck(t testing.TB, m *Machine) {
+	t.Helper()
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// scriptArgs are the words of a directive; words without a value are under "".
+type scriptArgs struct {
+	t      *testing.T
+	values map[string]string
+	words  []string
+}
+
+func args(t *testing.T, list []datadriven.CmdArg) scriptArgs {
+	a := scriptArgs{t: t, values: map[string]string{}}
+	for _, arg := range list {
+		if len(arg.Vals) == 0 {
+			a.words = append(a.words, arg.Key)
+		} else {
+			a.values[arg.Key] = arg.Vals[0]
+		}
+	}
+	return a
+}
+
+func (a scriptArgs) number(key string) uint64 {
+	v, ok := a.values[key]
+	if !ok {
+		return 0
+	}
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return n
+}
+
+// word returns the i-th word without a value.
+func (a scriptArgs) word(i int) string {
+	if i < len(a.words) {
+		return a.words[i]
+	}
+	return ""
+}
+
+func (a scriptArgs) has(word string) bool {
+	for _, w := range a.words {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+func (a scriptArgs) locks() []string {
+	if a.word(0) == "" {
+		return nil
+	}
+	return strings.Split(a.word(0), ",")
+}
+
+func (a scriptArgs) id(key string) (id RequestID) {
+	id[15] = byte(a.number(key))
+	return id
+}
+
+func (a scriptArgs) ask(s string) (ask Ask) {
+	if s != "" {
+		if _, err := fmt.Sscanf(s, "%d/%d", &ask.Node, &ask.Seq); err != nil {
+			a.t.Fatalf("%q: %v", s, err)
+		}
+	}
+	return ask
+}
+
+func (a scriptArgs) process() Process {
+	return Process{
+		Host: a.values["host"], PID: int32(a.number("pid")), Start: a.number("start"), Boot: a.values["boot"],
+	}
+}
+
+func numbers[T Fence | Ticket](a scriptArgs, key string) (list []T) {
+	if a.values[key] == "" {
+		return nil
+	}
+	for _, s := range strings.Split(a.values[key], ",") {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		list = append(list, T(n))
+	}
+	return list
+}
+
+func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
+	p := Proposal{Ask: a.ask(a.values["ask"]), Floor: a.number("floor")}
+	owner, fence := a.values["owner"], Fence(a.number("fence"))
+	switch cmd {
+	case "acquire":
+		c := Acquire{
+			Owner: owner, ID: a.id("id"), Locks: a.locks(), Block: !a.has("try"), Slots: uint32(a.number("slots")),
+			Limit: Millis(a.number("limit")), Lease: Millis(a.number("lease")),
+			Process: a.process(), Autounlock: a.has("auto"),
+		}
+		if a.has("all") {
+			c.Choice = All
+		}
+		if a.has("shared") {
+			c.Mode = Shared
+		} else if _, ok := a.values["slots"]; ok {
+			c.Mode = Slots
+		}
+		p.Command = c
+	case "release":
+		p.Command = Release{Owner: owner, ID: a.id("id"), Locks: a.locks(), Fence: fence}
+	case "withdraw":
+		p.Command = Withdraw{Ask: a.ask(a.word(0))}
+	case "break":
+		p.Command = Break{Locks: a.locks(), By: a.values["by"], Fence: fence}
+	case "gone":
+		p.Command = ProcessGone{
+			Process: a.process(), Fences: numbers[Fence](a, "fences"), Tickets: numbers[Ticket](a, "tickets"),
+		}
+	case "renew":
+		p.Command = Renew{Owner: owner, Fence: fence, Attach: a.has("attach")}
+	case "tick":
+		p.Command = Tick{}
+	case "join":
+		p.Command = NodeJoin{Name: a.word(0), Nonce: a.id("nonce")}
+	case "leave":
+		n, _ := strconv.ParseUint(a.word(0), 10, 64)
+		p.Command = NodeGone{Node: Incarnation(n)}
+	default:
+		t.Fatalf("unknown command %s", cmd)
+	}
+	return p
+}
+
+func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
+	var b strings.Builder
+	switch cmd {
+	case "new":
+		*m = *New()
+	case "table":
+		s := m.Snapshot()
+		c := m.Counts()
+		fmt.Fprintf(&b, "now %d, %d locks, %d holds, %d waits\n", m.Now(), c.Locks, c.Holds, c.Waits)
+		for _, h := range s.Holds() {
+			fmt.Fprintf(&b, "hold %s owner=%s fence=%d", strings.Join(h.Locks, ","), printOwner(h.Owner, h.ID), h.Fence)
+			if at, ok := h.Deadline(); ok {
+				fmt.Fprintf(&b, " until=%d", at)
+			}
+			fmt.Fprintln(&b)
+		}
+		for _, w := range s.Waits() {
+			fmt.Fprintf(&b, "wait %s owner=%s ticket=%d\n",
+				strings.Join(w.Request.Locks, ","), printOwner(w.Request.Owner, w.Request.ID), w.Ticket)
+		}
+	case "status":
+		printResult(&b, m.Status(a.values["owner"], a.locks()))
+	case "claim":
+		switch h, w := m.Claim(a.ask(a.word(0))); {
+		case h != nil:
+			fmt.Fprintf(&b, "hold fence=%d\n", h.Fence)
+		case w != nil:
+			fmt.Fprintf(&b, "wait ticket=%d\n", w.Ticket)
+		default:
+			fmt.Fprintln(&b, "nothing")
+		}
+	case "nodes":
+		for _, n := range m.Nodes() {
+			fmt.Fprintf(&b, "%d %s\n", n.Incarnation, n.Name)
+		}
+	case "process":
+		holds, waits := m.OnHost(a.values["host"])
+		if p := a.number("pid"); p != 0 {
+			holds, waits = m.ByProcess(a.values["host"], int32(p))
+		}
+		for _, h := range holds {
+			fmt.Fprintf(&b, "hold fence=%d pid=%d\n", h.Fence, h.Process.PID)
+		}
+		for _, w := range waits {
+			fmt.Fprintf(&b, "wait ticket=%d pid=%d\n", w.Ticket, w.Request.Process.PID)
+		}
+	default:
+		return "", false
+	}
+	return b.String(), true
+}
+
+func printOutcome(o Outcome) string {
+	var b strings.Builder
+	for _, e := range o.Events {
+		fmt.Fprintf(&b, "! %v %s owner=%s", e.Kind, strings.Join(e.Locks, ","), printOwner(e.Owner, e.ID))
+		if e.Fence != 0 {
+			fmt.Fprintf(&b, " fence=%d", e.Fence)
+		}
+		if e.Ticket != 0 {
+			fmt.Fprintf(&b, " ticket=%d", e.Ticket)
+		}
+		if e.Waited {
+			fmt.Fprint(&b, " waited")
+		}
+		if e.Cause != CauseNone {
+			fmt.Fprintf(&b, " cause=%v", e.Cause)
+		}
+		if e.By != "" {
+			fmt.Fprintf(&b, " by=%s", e.By)
+		}
+		if e.Ask != (Ask{}) {
+			fmt.Fprintf(&b, " to=%d/%d", e.Ask.Node, e.Ask.Seq)
+		}
+		fmt.Fprintln(&b)
+	}
+	for _, r := range o.Results {
+		printResult(&b, r)
+	}
+	return b.String()
+}
+
+func printResult(b *strings.Builder, r Result) {
+	fmt.Fprint(b, r.Code)
+	if len(r.Locks) > 0 {
+		fmt.Fprintf(b, " %s", strings.Join(r.Locks, ","))
+	}
+	if r.Fence != 0 {
+		fmt.Fprintf(b, " fence=%d", r.Fence)
+	}
+	if r.Ticket != 0 {
+		fmt.Fprintf(b, " ticket=%d place=%d", r.Ticket, r.Place)
+	}
+	if len(r.Broken) > 0 {
+		fmt.Fprintf(b, " broken=%s", strings.Join(r.Broken, ","))
+	}
+	if r.Owner != "" {
+		fmt.Fprintf(b, " owner=%s", r.Owner)
+	}
+	for _, c := range r.Checks {
+		fmt.Fprintf(b, " check=%s:%s:%d", c.Lock, c.Process.Host, c.Process.PID)
+	}
+	if r.Node != 0 {
+		fmt.Fprintf(b, " node=%d", r.Node)
+	}
+	if r.Reason != "" {
+		fmt.Fprintf(b, ": %s", r.Reason)
+	}
+	fmt.Fprintln(b)
+}
+
+func printOwner(owner string, id RequestID) string {
+	if id != (RequestID{}) {
+		return fmt.Sprintf("%s#%d", owner, id[15])
+	}
+	return owner
+}

@@ -1,0 +1,501 @@
+package fsm
+
+import (
+	"cmp"
+	"math/rand"
+	"reflect"
+	"slices"
+	"testing"
+)
+
+// twin is the lock table written a second time, as simply as possible: it keeps
+// holds and waits in two sorted slices and looks at all of them for everything.
+// TestTwin compares every result and every event of the two.
+type twin struct {
+	now         Millis
+	fence       Fence
+	ticket      Ticket
+	incarnation Incarnation
+	holds       []Hold // by fence
+	waits       []Wait // by ticket
+	nodes       []Node
+	floors      map[Incarnation]uint64
+	answers     map[Ask]Result
+	events      []Event
+}
+
+func newTwin() *twin {
+	return &twin{floors: map[Incarnation]uint64{}, answers: map[Ask]Result{}}
+}
+
+func (t *twin) apply(e Entry) Outcome {
+	t.now, t.events = max(t.now, e.Now), nil
+	var due []Hold
+	for _, h := range t.holds {
+		if at, ok := h.Deadline(); ok && at <= t.now {
+			due = append(due, h)
+		}
+	}
+	slices.SortStableFunc(due, func(a, b Hold) int {
+		x, _ := a.Deadline()
+		y, _ := b.Deadline()
+		return cmp.Compare(x, y)
+	})
+	for _, h := range due {
+		cause := CauseLease
+		if at, _ := h.Deadline(); h.Limit != 0 && h.Granted+h.Limit == at {
+			cause = CauseLimit
+		}
+		t.drop(h, cause, "")
+	}
+	t.settle()
+	out := Outcome{Results: []Result{}}
+	for _, p := range e.Proposals {
+		out.Results = append(out.Results, t.propose(p))
+	}
+	out.Events = t.events
+	return out
+}
+
+func (t *twin) propose(p Proposal) Result {
+	if p.Ask.Node == 0 {
+		return t.run(Ask{}, p.Command)
+	}
+	if !t.open(p.Ask.Node) {
+		return Result{Code: Stranger}
+	}
+	t.floors[p.Ask.Node] = max(t.floors[p.Ask.Node], p.Floor)
+	if p.Ask.Seq < t.floors[p.Ask.Node] {
+		return Result{Code: Stale}
+	}
+	if r, ok := t.answers[p.Ask]; ok {
+		r.Place = 0
+		return r
+	}
+	r := t.run(p.Ask, p.Command)
+	t.answers[p.Ask] = r
+	return r
+}
+
+func (t *twin) open(n Incarnation) bool {
+	return slices.ContainsFunc(t.nodes, func(o Node) bool { return o.Incarnation == n })
+}
+
+func (t *twin) run(ask Ask, c Command) Result {
+	if err := Validate(c); err != nil {
+		return Result{Code: Refused, Reason: err.Error()}
+	}
+	switch c := c.(type) {
+	case Acquire:
+		return t.acquire(ask, c)
+	case Release:
+		if c.Fence != 0 {
+			for _, h := range t.holds {
+				if h.Fence != c.Fence {
+					continue
+				}
+				if c.Owner != "" && c.Owner != h.Owner || c.ID != (RequestID{}) && c.ID != h.ID {
+					return Result{Code: Refused, Reason: "that fence belongs to another owner"}
+				}
+				t.drop(h, CauseOwner, "")
+				t.settle()
+				return Result{Locks: h.Locks, Owner: t.busy(h.Locks)}
+			}
+			return Result{Code: NotHeld, Owner: t.busy(c.Locks)}
+		}
+		mine := func(owner string, id RequestID, locks []string) bool {
+			return owner == c.Owner && (c.ID == RequestID{} || c.ID == id) && meet(locks, c.Locks)
+		}
+		var r Result
+		for _, w := range slices.Clone(t.waits) {
+			if mine(w.Request.Owner, w.Request.ID, w.Request.Locks) {
+				t.leave(w, EventWithdrawn, CauseOwner)
+				r.Locks = union(r.Locks, w.Request.Locks)
+			}
+		}
+		for _, h := range slices.Clone(t.holds) {
+			if mine(h.Owner, h.ID, h.Locks) {
+				t.drop(h, CauseOwner, "")
+				r.Locks = union(r.Locks, h.Locks)
+			}
+		}
+		t.settle()
+		r.Owner = t.busy(c.Locks)
+		return r
+	case Withdraw:
+		for _, w := range slices.Clone(t.waits) {
+			if w.Ask == c.Ask && c.Ask.Node != 0 {
+				t.leave(w, EventWithdrawn, CauseUndelivered)
+			}
+		}
+		for _, h := range slices.Clone(t.holds) {
+			if h.Ask == c.Ask && c.Ask.Node != 0 {
+				t.drop(h, CauseUndelivered, "")
+			}
+		}
+		t.settle()
+		if _, ok := t.answers[c.Ask]; !ok && t.open(c.Ask.Node) && c.Ask.Seq >= t.floors[c.Ask.Node] {
+			t.answers[c.Ask] = Result{}
+		}
+		return Result{}
+	case Break:
+		var r Result
+		hit := false
+		for _, name := range append(slices.Clone(c.Locks), "") {
+			for _, h := range slices.Clone(t.holds) {
+				if c.Fence != 0 && (h.Fence != c.Fence || len(c.Locks) > 0 && !meet(h.Locks, c.Locks)) ||
+					c.Fence == 0 && !slices.Contains(h.Locks, name) {
+					continue
+				}
+				hit = true
+				t.drop(h, CauseBroken, c.By)
+				r.Locks, r.Broken = union(r.Locks, h.Locks), union(r.Broken, []string{h.Owner})
+			}
+		}
+		if c.Fence != 0 && !hit {
+			r.Code = NotHeld
+		}
+		t.settle()
+		r.Owner = t.busy(c.Locks)
+		return r
+	case ProcessGone:
+		dead := func(auto bool, p, q Process) bool {
+			return auto && p.Host == q.Host && p.PID == q.PID &&
+				(p.Start == q.Start || p.Start*q.Start == 0) && (p.Boot == q.Boot || p.Boot == "" || q.Boot == "")
+		}
+		for _, ticket := range c.Tickets {
+			for _, w := range slices.Clone(t.waits) {
+				if w.Ticket == ticket && dead(w.Request.Autounlock, w.Request.Process, c.Process) {
+					t.leave(w, EventWithdrawn, CauseProcessGone)
+				}
+			}
+		}
+		for _, fence := range c.Fences {
+			for _, h := range slices.Clone(t.holds) {
+				if h.Fence == fence && dead(h.Autounlock, h.Process, c.Process) {
+					t.drop(h, CauseProcessGone, "")
+				}
+			}
+		}
+		t.settle()
+	case Renew:
+		for i, h := range t.holds {
+			if h.Fence == c.Fence && h.Owner == c.Owner {
+				if c.Attach && h.Ask != ask {
+					t.supersede(h.Ask, holdEvent(h))
+					t.holds[i].Ask = ask
+				}
+				t.holds[i].Renewed = t.now
+				return Result{Fence: h.Fence, Locks: h.Locks}
+			}
+		}
+		return Result{Code: NotHeld, Fence: c.Fence}
+	case NodeJoin:
+		for _, n := range t.nodes {
+			if n.Nonce == c.Nonce {
+				return Result{Node: n.Incarnation}
+			}
+		}
+		t.incarnation++
+		t.nodes = append(t.nodes, Node{t.incarnation, c.Name, c.Nonce})
+		return Result{Node: t.incarnation}
+	case NodeGone:
+		t.nodes = slices.DeleteFunc(t.nodes, func(n Node) bool { return n.Incarnation == c.Node })
+		for _, w := range slices.Clone(t.waits) {
+			if c.Node != 0 && w.Ask.Node == c.Node {
+				t.leave(w, EventWithdrawn, CauseNodeGone)
+			}
+		}
+		t.settle()
+	}
+	return Result{}
+}
+
+func (t *twin) acquire(ask Ask, a Acquire) Result {
+	for _, name := range a.Locks {
+		for i, h := range t.holds {
+			if h.Owner != a.Owner || h.ID != a.ID || !slices.Contains(h.Locks, name) {
+				continue
+			}
+			if a.Choice == All && len(union(h.Locks, a.Locks)) > len(h.Locks) || h.Mode != a.Mode || h.Slots != a.Slots {
+				return Result{Code: Refused}
+			}
+			if h.Ask != ask {
+				t.supersede(h.Ask, holdEvent(h))
+			}
+			h.Ask, h.Limit, h.Lease, h.Granted, h.Renewed = ask, a.Limit, a.Lease, t.now, t.now
+			h.Process, h.Autounlock = a.Process, a.Autounlock
+			t.holds[i] = h
+			return Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: t.busy(a.Locks)}
+		}
+	}
+	for _, h := range t.holds {
+		if a.Mode == Slots && h.Mode == Slots && h.Slots != a.Slots && meet(h.Locks, a.Locks) {
+			return Result{Code: Refused}
+		}
+	}
+	own := func(w Wait) bool { return w.Request.Owner == a.Owner && w.Request.ID == a.ID }
+	for _, w := range t.waits {
+		if r := w.Request; !own(w) && a.Mode == Slots && r.Mode == Slots && r.Slots != a.Slots && meet(r.Locks, a.Locks) {
+			return Result{Code: Refused}
+		}
+	}
+	// In the order of the locks, as that is how the events come.
+	for _, name := range a.Locks {
+		for i, w := range slices.Clone(t.waits) {
+			r := w.Request
+			if !own(w) || !slices.Contains(r.Locks, name) {
+				continue
+			}
+			if a.Block && slices.Equal(r.Locks, a.Locks) && r.Choice == a.Choice && r.Mode == a.Mode && r.Slots == a.Slots {
+				if w.Ask != ask {
+					t.supersede(w.Ask, waitEvent(w))
+				}
+				t.waits[i].Ask, t.waits[i].Request = ask, a
+				return Result{Code: Queued, Ticket: w.Ticket, Owner: t.busy(a.Locks), Checks: t.checks(a, "")}
+			}
+			t.leave(w, EventSuperseded, CauseOwner)
+			break
+		}
+	}
+	t.settle()
+	w := Wait{Ticket: t.ticket + 1, Ask: ask, Since: t.now, Request: a}
+	if locks := t.ready(w); locks != nil {
+		checks := t.checks(a, locks[0])
+		t.grant(w, locks, false)
+		return Result{Code: Granted, Fence: t.fence, Locks: locks, Owner: t.busy(a.Locks), Checks: checks}
+	}
+	r := Result{Code: Busy, Owner: t.busy(a.Locks), Checks: t.checks(a, "")}
+	if a.Block {
+		r.Code, r.Ticket = Queued, w.Ticket
+		t.ticket++
+		t.waits = append(t.waits, w)
+		for i, name := range a.Locks {
+			place := 0
+			for _, o := range t.waits {
+				if slices.Contains(o.Request.Locks, name) {
+					place++
+				}
+			}
+			if i == 0 || a.Choice == All && place > r.Place || a.Choice == Any && place < r.Place {
+				r.Place = place
+			}
+		}
+		t.event(EventQueued, waitEvent(w))
+	}
+	return r
+}
+
+// ready returns what w could be granted, whether it is queued or just comes.
+func (t *twin) ready(w Wait) []string {
+	var locks []string
+	for _, name := range w.Request.Locks {
+		free := true
+		for _, o := range t.waits {
+			free = free && (o.Ticket >= w.Ticket || !slices.Contains(o.Request.Locks, name))
+		}
+		n := 0
+		for _, h := range t.holds {
+			if slices.Contains(h.Locks, name) {
+				n++
+				free = free && h.Mode == w.Request.Mode && h.Mode != Exclusive
+			}
+		}
+		if free && (w.Request.Mode != Slots || n < int(w.Request.Slots)) {
+			locks = append(locks, name)
+		}
+	}
+	switch {
+	case len(locks) == 0 || w.Request.Choice == All && len(locks) < len(w.Request.Locks):
+		return nil
+	case w.Request.Choice == Any:
+		return locks[:1]
+	}
+	return locks
+}
+
+func (t *twin) settle() {
+	for again := true; again; {
+		again = false
+		for i, w := range t.waits {
+			if locks := t.ready(w); locks != nil {
+				t.waits = slices.Delete(t.waits, i, i+1)
+				t.grant(w, locks, true)
+				again = true
+				break
+			}
+		}
+	}
+}
+
+func (t *twin) grant(w Wait, locks []string, waited bool) {
+	t.fence++
+	a := w.Request
+	h := Hold{
+		Fence: t.fence, Ask: w.Ask, Owner: a.Owner, ID: a.ID, Locks: locks, Mode: a.Mode, Slots: a.Slots,
+		Limit: a.Limit, Lease: a.Lease, Granted: t.now, Renewed: t.now, Process: a.Process, Autounlock: a.Autounlock,
+	}
+	t.holds = append(t.holds, h)
+	e := holdEvent(h)
+	if waited {
+		e.Waited, e.Ticket = true, w.Ticket
+		t.follow(w.Ask, Result{Code: Granted, Fence: h.Fence, Locks: locks, Owner: h.Owner})
+	}
+	t.event(EventGranted, e)
+}
+
+func (t *twin) drop(h Hold, cause Cause, by string) {
+	t.holds = slices.DeleteFunc(t.holds, func(o Hold) bool { return o.Fence == h.Fence })
+	e := holdEvent(h)
+	e.Cause, e.By = cause, by
+	t.event(EventReleased, e)
+	t.follow(h.Ask, Result{})
+}
+
+func (t *twin) leave(w Wait, kind EventKind, cause Cause) {
+	t.waits = slices.DeleteFunc(t.waits, func(o Wait) bool { return o.Ticket == w.Ticket })
+	e := waitEvent(w)
+	e.Cause = cause
+	t.event(kind, e)
+	t.follow(w.Ask, Result{})
+}
+
+func (t *twin) supersede(ask Ask, e Event) {
+	t.event(EventSuperseded, e)
+	t.follow(ask, Result{})
+}
+
+func (t *twin) follow(ask Ask, r Result) {
+	if was, ok := t.answers[ask]; ok {
+		if was.Code == Done {
+			r = Result{Code: NotHeld, Fence: was.Fence}
+		}
+		t.answers[ask] = r
+	}
+}
+
+func (t *twin) event(kind EventKind, e Event) {
+	e.Kind, e.At = kind, t.now
+	t.events = append(t.events, e)
+}
+
+func (t *twin) busy(names []string) string {
+	for _, name := range names {
+		for _, h := range t.holds {
+			if slices.Contains(h.Locks, name) {
+				return h.Owner
+			}
+		}
+		for _, w := range t.waits {
+			if slices.Contains(w.Request.Locks, name) {
+				return w.Request.Owner
+			}
+		}
+	}
+	return ""
+}
+
+func (t *twin) checks(a Acquire, got string) (checks []Check) {
+	for _, name := range a.Locks {
+		if name == got || !a.Autounlock {
+			break
+		}
+		for _, h := range t.holds {
+			if slices.Contains(h.Locks, name) {
+				if h.Autounlock && h.Process.Host != "" && h.Process.PID != 0 {
+					checks = append(checks, Check{name, h.Process})
+				}
+				break
+			}
+		}
+	}
+	return checks
+}
+
+func holdEvent(h Hold) Event {
+	return Event{
+		Ask: h.Ask, Owner: h.Owner, ID: h.ID, Locks: h.Locks, Fence: h.Fence, Mode: h.Mode, Process: h.Process,
+	}
+}
+
+func waitEvent(w Wait) Event {
+	r := w.Request
+	return Event{
+		Ask: w.Ask, Owner: r.Owner, ID: r.ID, Locks: r.Locks, Ticket: w.Ticket, Mode: r.Mode, Process: r.Process,
+	}
+}
+
+func meet(a, b []string) bool {
+	return slices.ContainsFunc(a, func(name string) bool { return slices.Contains(b, name) })
+}
+
+func union(a, b []string) []string {
+	a = slices.Clone(a)
+	for _, name := range b {
+		if !slices.Contains(a, name) {
+			a = append(a, name)
+		}
+	}
+	return a
+}
+
+func TestTwin(t *testing.T) {
+	granted, queued := 0, 0
+	for seed := range int64(300) {
+		b := make([]byte, 6000)
+		rand.New(rand.NewSource(seed)).Read(b)
+		s, m, dumb := &script{b: b}, New(), newTwin()
+		for i := 0; !s.done(); i++ {
+			e := s.entry()
+			got, want := m.Apply(e), dumb.apply(e)
+			mustCheck(t, m)
+			for j := range got.Results {
+				if want.Results[j].Code == Refused && got.Results[j].Code == Refused {
+					want.Results[j].Reason = got.Results[j].Reason // the twin has no words
+				}
+				// Breaking by fence alone, the table names the lock; the twin does not look.
+				if c, ok := e.Proposals[j].Command.(Break); ok && len(c.Locks) == 0 {
+					want.Results[j].Owner = got.Results[j].Owner
+				}
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("seed %d, entry %d: %+v\n got %+v\nwant %+v", seed, i, e, got, want)
+			}
+			for _, v := range got.Events {
+				switch v.Kind {
+				case EventGranted:
+					granted++
+				case EventQueued:
+					queued++
+				}
+			}
+		}
+		compareTables(t, m, dumb)
+	}
+	if granted < 10_000 || queued < 10_000 {
+		t.Errorf("%d grants and %d waits are too few to mean anything", granted, queued)
+	}
+}
+
+func compareTables(t *testing.T, m *Machine, dumb *twin) {
+	t.Helper()
+	s := m.Snapshot()
+	holds := s.Holds()
+	slices.SortFunc(holds, func(a, b *Hold) int { return cmp.Compare(a.Fence, b.Fence) })
+	if len(holds) != len(dumb.holds) || len(s.Waits()) != len(dumb.waits) {
+		t.Fatalf("%d holds and %d waits; the twin has %d and %d", len(holds), len(s.Waits()), len(dumb.holds), len(dumb.waits))
+	}
+	for i, h := range holds {
+		if !reflect.DeepEqual(*h, dumb.holds[i]) {
+			t.Fatalf("hold %+v\ntwin %+v", *h, dumb.holds[i])
+		}
+	}
+	for i, w := range s.Waits() {
+		if !reflect.DeepEqual(*w, dumb.waits[i]) {
+			t.Fatalf("wait %+v\ntwin %+v", *w, dumb.waits[i])
+		}
+	}
+	if len(m.Nodes()) != len(dumb.nodes) {
+		t.Fatalf("nodes %v\ntwin %v", m.Nodes(), dumb.nodes)
+	}
+}
