@@ -53,6 +53,8 @@ type gossip struct {
 	mu      sync.Mutex
 	members map[string]gossiped // by id
 	foreign map[string]bool     // clusters complained about
+
+	lastAddr map[string]string // peer addresses by id, of members long gone too
 }
 
 func (n *Node) openGossip() error {
@@ -61,6 +63,8 @@ func (n *Node) openGossip() error {
 		changed: make(chan struct{}, 1),
 		members: make(map[string]gossiped),
 		foreign: make(map[string]bool),
+
+		lastAddr: make(map[string]string),
 	}
 	host, portText, err := net.SplitHostPort(n.cfg.Gossip)
 	if err != nil {
@@ -103,9 +107,6 @@ func (n *Node) openGossip() error {
 	g.list = list
 	n.gossip = g
 	n.run(g.keepJoined)
-	if !n.cfg.Agent {
-		n.run(n.found)
-	}
 	return nil
 }
 
@@ -283,6 +284,9 @@ func (g *gossip) note(node *memberlist.Node) {
 	own := g.node.clusterID()
 	g.mu.Lock()
 	g.members[m.ID] = m
+	if m.Addr != "" {
+		g.lastAddr[m.ID] = m.Addr
+	}
 	complain := own != "" && m.Cluster != "" && m.Cluster != own && !g.foreign[m.Cluster]
 	if complain {
 		g.foreign[m.Cluster] = true

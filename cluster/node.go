@@ -30,6 +30,9 @@ const (
 	// closeTimeout bounds an orderly stop.
 	closeTimeout = 5 * time.Second
 
+	// failedTimeout bounds the stop of a node that has failed already.
+	failedTimeout = time.Second
+
 	// handover is how much of that goes to finding a new leader.
 	handover = 2 * time.Second
 
@@ -72,7 +75,7 @@ type Node struct {
 	// Of servers alone; nil in an agent.
 	replica *replica
 	raft    *raft.Raft
-	trans   *raft.NetworkTransport
+	trans   voteTransport
 	disk    *guardedDisk
 	closers []func() error
 
@@ -135,6 +138,12 @@ func (n *Node) open() error {
 		n.addr = advertised(n.cfg.PeerListener.Addr().String(), n.cfg.Advertise)
 		n.mux = transport.NewMux(n.cfg.PeerListener)
 	}
+	// Gossip comes first: Raft asks it for addresses.
+	if n.cfg.Gossip != "" {
+		if err := n.openGossip(); err != nil {
+			return err
+		}
+	}
 	if !n.cfg.Agent {
 		if err := n.openRaft(); err != nil {
 			return err
@@ -149,12 +158,10 @@ func (n *Node) open() error {
 			}
 		})
 	}
-	if n.cfg.Gossip != "" {
-		if err := n.openGossip(); err != nil {
-			return err
-		}
-	}
 	n.run(n.keepLinks)
+	if n.gossip != nil && !n.cfg.Agent {
+		n.run(n.found)
+	}
 	return n.openClients()
 }
 
@@ -242,29 +249,44 @@ func (n *Node) Close(ctx context.Context) error {
 	n.mu.Unlock()
 	n.cancel(ErrClosed)
 
+	if failed {
+		// A failed disk may hold Raft and all who wait for it for ever.
+		var short context.CancelFunc
+		ctx, short = context.WithTimeout(ctx, failedTimeout)
+		defer short()
+	}
 	var errs []error
 	n.peers.close()
 	if n.raft != nil {
-		// A failed disk may hold Raft for ever; nothing is gained by waiting for it.
-		if !failed {
-			errs = append(errs, waitFor(ctx, n.raft.Shutdown().Error))
-		}
-		errs = append(errs, n.trans.Close())
+		errs = append(errs, waitFor(ctx, n.raft.Shutdown().Error), n.trans.Close())
 	}
-	if n.mux != nil {
-		errs = append(errs, n.mux.Close())
-	} else if n.cfg.PeerListener != nil {
-		errs = append(errs, n.cfg.PeerListener.Close())
+	switch {
+	case n.mux != nil:
+		errs = append(errs, ignoreClosed(n.mux.Close()))
+	case n.cfg.PeerListener != nil:
+		errs = append(errs, ignoreClosed(n.cfg.PeerListener.Close()))
 	}
-	if !failed {
-		errs = append(errs, waitFor(ctx, func() error { n.wg.Wait(); return nil }))
+	if err := waitFor(ctx, func() error { n.wg.Wait(); return nil }); err != nil {
+		errs = append(errs, err)
+	} else {
 		for _, c := range n.closers {
 			errs = append(errs, c())
 		}
-		close(n.done)
 	}
 	n.events.close()
+	if failed {
+		return nil // Err says what matters; what follows from it does not
+	}
+	close(n.done)
 	return errors.Join(errs...)
+}
+
+// ignoreClosed drops the complaint that what is to be closed is closed already.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // waitFor runs f, but not for longer than ctx.

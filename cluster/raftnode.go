@@ -51,13 +51,16 @@ func (n *Node) openRaft() error {
 	n.replica.applied = n.entryApplied
 
 	layer := transport.NewRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
-	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream:                layer,
-		MaxPool:               raftPool,
-		Timeout:               raftTimeout,
-		Logger:                n.log.Named("raft-net"),
-		ServerAddressProvider: addressBook{n},
-	})
+	net := &raft.NetworkTransportConfig{
+		Stream:  layer,
+		MaxPool: raftPool,
+		Timeout: raftTimeout,
+		Logger:  n.log.Named("raft-net"),
+	}
+	if n.gossip != nil {
+		net.ServerAddressProvider = n.gossip
+	}
+	n.trans = voteTransport{raft.NewNetworkTransportWithConfig(net)}
 	notify := make(chan bool, 16)
 	conf := n.raftConfig(notify)
 	if err := n.bootstrap(conf, stores, cache); err != nil {
@@ -176,18 +179,16 @@ func (n *Node) watchLeader() {
 	}
 }
 
-// addressBook tells Raft where a server is now, in case it has moved since the
-// configuration was written.
-type addressBook struct{ n *Node }
-
-// ServerAddr implements raft.ServerAddressProvider.
-func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	if b.n.gossip != nil {
-		for _, s := range b.n.gossip.servers() {
-			if s.ID == string(id) {
-				return raft.ServerAddress(s.Addr), nil
-			}
-		}
+// ServerAddr implements raft.ServerAddressProvider: where a server is now, in case
+// it has moved since the configuration was written.
+func (g *gossip) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if string(id) == g.node.id {
+		return raft.ServerAddress(g.node.addr), nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if addr, ok := g.lastAddr[string(id)]; ok {
+		return raft.ServerAddress(addr), nil
 	}
 	return "", fmt.Errorf("no gossip of server %s", id)
 }

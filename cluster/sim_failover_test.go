@@ -142,3 +142,44 @@ func (s *sim) converge() {
 	}
 	s.t.Errorf("replicas differ: %d digests", len(digests))
 }
+
+// TestSimulatedCrash kills the leader's process, which resets its connections, and
+// checks that the others elect a new one long before a heartbeat is missed, and
+// that a client which waits at a follower gets its grant from that one.
+func TestSimulatedCrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		for round := range 20 {
+			old := s.leader()
+			var follower *Node
+			for _, n := range s.nodes {
+				if n != old {
+					follower = n
+				}
+			}
+			owner := fmt.Sprintf("w%d", round)
+			// Time for every node to have linked with every other.
+			time.Sleep(10 * time.Second)
+			died := time.Now()
+			s.net.Kill(old.cfg.Name + ":1")
+			_, res, err := follower.Acquire(ctx, fsm.Acquire{Owner: owner, Locks: []string{"x"}}, func(fsm.Event) {})
+			if err != nil || res.Code != fsm.Granted {
+				t.Fatalf("round %d: %+v, %v", round, res, err)
+			}
+			if took := time.Since(died); took > 500*time.Millisecond {
+				t.Errorf("round %d: %v from the crash to the next grant", round, took)
+			}
+			if _, err := follower.Submit(ctx, fsm.Release{Owner: owner, Locks: []string{"x"}}); err != nil {
+				t.Fatalf("round %d: release: %v", round, err)
+			}
+			if err := old.Close(ctx); err != nil {
+				t.Fatalf("round %d: close: %v", round, err)
+			}
+			s.start(old.cfg.Name)
+		}
+		s.converge()
+	})
+}
