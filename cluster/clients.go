@@ -1,13 +1,14 @@
 package cluster
 
-import "context"
-
-type clients struct{}
-
-func (*clients) move(context.Context, []string) {}
-func (*clients) close()                         {}
-
-func (n *Node) openClients() error { return nil }
+// openClients serves clients on the listeners of the configuration.
+func (n *Node) openClients() {
+	n.clients = startServer(nodeForSessions{n}, n.cfg.Clients, serverConfig{
+		MaxClients: n.cfg.MaxClients,
+		Idle:       n.cfg.ClientIdle,
+		Reachable:  n.inReach,
+		Logger:     n.log.Named("client"),
+	})
+}
 
 // clientAddr is where clients reach this node, for clients that are moved there.
 func (n *Node) clientAddr() string {

@@ -70,7 +70,7 @@ type Node struct {
 	events  *feed
 	mux     *transport.Mux
 	gossip  *gossip
-	clients *clients
+	clients *server
 
 	// Of servers alone; nil in an agent.
 	replica *replica
@@ -162,7 +162,8 @@ func (n *Node) open() error {
 	if n.gossip != nil && !n.cfg.Agent {
 		n.run(n.found)
 	}
-	return n.openClients()
+	n.openClients()
+	return nil
 }
 
 func (n *Node) openIdentity() error {
