@@ -16,13 +16,13 @@ import (
 
 // farm is a cluster of nodes over real sockets and real disks.
 type farm struct {
-	t     *testing.T
+	t     testing.TB
 	confs []Config
 	nodes []*Node
 }
 
 // newFarm starts servers that find each other by gossip.
-func newFarm(t *testing.T, servers int) *farm {
+func newFarm(t testing.TB, servers int) *farm {
 	t.Helper()
 	f := &farm{t: t}
 	var join []string
@@ -74,7 +74,7 @@ func (f *farm) start(i int) *Node {
 
 // freeUDP finds a port that is free for memberlist, which wants the same one for
 // UDP and TCP.
-func freeUDP(t *testing.T) string {
+func freeUDP(t testing.TB) string {
 	t.Helper()
 	for range 100 {
 		u, err := net.ListenPacket("udp", "127.0.0.1:0")
