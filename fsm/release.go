@@ -57,7 +57,7 @@ func (m *Machine) withdraw(c Withdraw) Result {
 	if s == nil || c.Ask.Seq < s.floor || s.answer(c.Ask.Seq) != nil {
 		return Result{}
 	}
-	if len(s.answers) >= maxAnswers {
+	if len(s.answers) >= maxAnswers-1 { // the Withdraw itself is to be remembered too
 		return refused("too many unconfirmed requests from one node")
 	}
 	s.remember(c.Ask.Seq, Result{})

@@ -84,7 +84,7 @@ func (s *Snapshot) Waits() []*Wait {
 // the slice.
 func (s *Snapshot) Encode(write func([]byte) error) error {
 	sum, castagnoli := uint32(0), crc32.MakeTable(crc32.Castagnoli)
-	b := make([]byte, 0, chunkSize+MaxCommand)
+	var b []byte
 	flush := func(least int) error {
 		if len(b) < least {
 			return nil
