@@ -73,6 +73,19 @@ func (n *Node) stand(dead string, delay time.Duration) {
 		return
 	}
 	n.log.Info("the leader's process has died: standing for election", "leader", dead)
+	n.campaign()
+}
+
+// standAlone makes the only voter of a cluster its leader at once: there is nobody
+// whose heartbeat could be waited for.
+func (n *Node) standAlone() {
+	if v := n.voters(); len(v) == 1 && string(v[0].ID) == n.id {
+		n.campaign()
+	}
+}
+
+// campaign makes this node a candidate now.
+func (n *Node) campaign() {
 	var resp raft.TimeoutNowResponse
 	self := raft.ServerID(n.id)
 	req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{

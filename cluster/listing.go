@@ -99,7 +99,7 @@ func waiters(locks []string, queued map[string]int, several []*fsm.Wait) int {
 func (t Table) hold(h *fsm.Hold) HoldInfo {
 	info := HoldInfo{
 		Lock: h.Locks[0], Locks: h.Locks, Owner: h.Owner, Fence: uint64(h.Fence),
-		Mode: modeName(h.Mode), Slots: h.Slots, Host: h.Process.Host, PID: h.Process.PID,
+		Mode: h.Mode.String(), Slots: h.Slots, Host: h.Process.Host, PID: h.Process.PID,
 		Granted: since(t.Now, h.Granted), Lease: uint64(h.Lease), Autounlock: h.Autounlock,
 	}
 	end := func(at fsm.Millis) {
@@ -124,7 +124,7 @@ func (t Table) wait(w *fsm.Wait, place int) WaitInfo {
 	}
 	return WaitInfo{
 		Locks: r.Locks, Owner: r.Owner, Ticket: uint64(w.Ticket), Place: place,
-		Mode: modeName(r.Mode), Choice: choice, Host: r.Process.Host, PID: r.Process.PID,
+		Mode: r.Mode.String(), Choice: choice, Host: r.Process.Host, PID: r.Process.PID,
 		Waited: since(t.Now, w.Since),
 	}
 }
@@ -135,16 +135,6 @@ func since(a, b fsm.Millis) uint64 {
 		return 0
 	}
 	return uint64(a - b)
-}
-
-func modeName(m fsm.Mode) string {
-	switch m {
-	case fsm.Shared:
-		return "shared"
-	case fsm.Slots:
-		return "slots"
-	}
-	return "exclusive"
 }
 
 // EventInfo is an event of the table as watchers are shown it.
@@ -164,28 +154,12 @@ type EventInfo struct {
 
 // describe gives an event in words.
 func describe(e fsm.Event) EventInfo {
-	return EventInfo{
-		Kind: kindNames[e.Kind], Locks: e.Locks, Owner: e.Owner, Fence: uint64(e.Fence), Ticket: uint64(e.Ticket),
-		Mode: modeName(e.Mode), Host: e.Process.Host, PID: e.Process.PID, Cause: causeNames[e.Cause], By: e.By, At: uint64(e.At),
+	info := EventInfo{
+		Kind: e.Kind.String(), Locks: e.Locks, Owner: e.Owner, Fence: uint64(e.Fence), Ticket: uint64(e.Ticket),
+		Mode: e.Mode.String(), Host: e.Process.Host, PID: e.Process.PID, By: e.By, At: uint64(e.At),
 	}
-}
-
-var kindNames = map[fsm.EventKind]string{
-	fsm.EventGranted:    "granted",
-	fsm.EventQueued:     "queued",
-	fsm.EventReleased:   "released",
-	fsm.EventWithdrawn:  "withdrawn",
-	fsm.EventSuperseded: "superseded",
-}
-
-// causeNames are the words of the line protocol too.
-var causeNames = map[fsm.Cause]string{
-	fsm.CauseNone:        "",
-	fsm.CauseOwner:       "owner",
-	fsm.CauseLimit:       "limit",
-	fsm.CauseLease:       "lease",
-	fsm.CauseBroken:      "broken",
-	fsm.CauseProcessGone: "process",
-	fsm.CauseUndelivered: "undelivered",
-	fsm.CauseNodeGone:    "node",
+	if e.Cause != fsm.CauseNone {
+		info.Cause = e.Cause.String()
+	}
+	return info
 }

@@ -157,6 +157,7 @@ func (n *Node) open() error {
 				n.fail(fmt.Errorf("peer port: %w", err))
 			}
 		})
+		n.run(n.standAlone)
 	}
 	n.run(n.keepLinks)
 	if n.gossip != nil && !n.cfg.Agent {
