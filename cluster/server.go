@@ -43,8 +43,9 @@ const (
 	reachPeriod         = 100 * time.Millisecond // how often Reachable is asked
 	reservedFiles       = 64                     // descriptors that are not for clients
 	maxRefusals         = 64                     // connections told at one time that there are too many
-	acceptPause         = 50 * time.Millisecond  // after a failure to accept
-	moveTime            = 2 * time.Second        // for clients to go elsewhere
+	acceptPause         = 50 * time.Millisecond  // after a failure to accept, doubled with each
+	maxAcceptPause      = time.Second
+	moveTime            = 2 * time.Second // for clients to go elsewhere
 )
 
 // server accepts client connections and runs a session for each.
@@ -115,18 +116,21 @@ func fileLimit() int {
 
 // accept serves one listener until it is closed.
 func (s *server) accept(ln net.Listener) {
+	pause := acceptPause
 	for {
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:
 			s.admit(conn)
+			pause = acceptPause
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
 			// Out of descriptors, most likely; those who connect wait meanwhile.
 			s.cfg.Logger.Warn("cannot accept client connections", "address", ln.Addr(), "error", err)
 			select {
-			case <-time.After(acceptPause):
+			case <-time.After(pause):
+				pause = min(2*pause, maxAcceptPause)
 			case <-s.closing:
 				return
 			}

@@ -214,11 +214,37 @@ func TestUndelivered(t *testing.T) {
 	}
 }
 
+func TestHungUp(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		addr := "127.0.0.1:0"
+		if network == "unix" {
+			addr = t.TempDir() + "/s"
+		}
+		ln, err := net.Listen(network, addr)
+		must(t, err)
+		defer ln.Close()
+		for _, say := range []string{"", "unread"} {
+			near, err := net.Dial(network, ln.Addr().String())
+			must(t, err)
+			far, err := ln.Accept()
+			must(t, err)
+			io.WriteString(near, say)
+			if hungUp(far) {
+				t.Errorf("%s: hung up at once", network)
+			}
+			near.Close()
+			must(t, waitUntil(network+": hung up", func() bool { return hungUp(far) }))
+			far.Close()
+		}
+	}
+}
+
 // TestSlowLock: while a LOCK is on its way to the leader, its client may go, or
 // change its mind, or say more.
 func TestSlowLock(t *testing.T) {
 	lock := "proto 2\nuser U\nlocks a\nblock 1\nLOCK\n"
 	start := func(t *testing.T, request string) (*fakeNode, *server, net.Conn) {
+		t.Parallel()
 		n := newFakeNode(t)
 		n.stall = make(chan struct{})
 		s, addr := startTestServer(t, n, "tcp", nil)

@@ -48,19 +48,20 @@ type sessionClaim interface {
 //
 // Invariant: a request is executed only when the one before it has been answered.
 type session struct {
-	conn    net.Conn
-	node    sessionNode
-	cfg     *serverConfig
-	log     hclog.Logger
-	ctx     context.Context // ends when the server gives up waiting for its sessions
-	in      *transport.Reader
-	out     []byte // replies not yet written
-	proto   int
-	since   time.Time                  // the last request's end, or the connection's begin
-	held    map[fsm.Fence]*sessionHold // proto 2: the holds whose end the client wants to know
-	last    *sessionHold               // proto 2: what the last LOCK was granted; nil if not
-	waiting bool                       // a LOCK waits: waitEnd is the deadline of reads
-	waitEnd time.Time                  // zero = none
+	conn      net.Conn
+	node      sessionNode
+	cfg       *serverConfig
+	log       hclog.Logger
+	ctx       context.Context // ends when the server gives up waiting for its sessions
+	in        *transport.Reader
+	out       []byte // replies not yet written
+	proto     int
+	since     time.Time                  // the last request's end, or the connection's begin
+	held      map[fsm.Fence]*sessionHold // proto 2: the holds whose end the client wants to know
+	last      *sessionHold               // proto 2: what the last LOCK was granted; nil if not
+	restarted bool                       // RESTART was sent, and is in the log
+	waiting   bool                       // a LOCK waits: waitEnd is the deadline of reads
+	waitEnd   time.Time                  // zero = none
 
 	mu        sync.Mutex
 	notices   []notice

@@ -3,16 +3,22 @@ package cluster
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/fsm"
 	"github.com/lockerd/lockerd/transport"
 )
 
 // slowLock is how long a LOCK may be on its way to the leader before the session
-// looks whether its client is still there.
-const slowLock = 50 * time.Millisecond
+// looks whether its client is still there. A client that only ends its side, and
+// reads on, counts as gone while it waits: this must be longer than a busy disk
+// takes to commit.
+const slowLock = time.Second
 
 // Why a LOCK ends without a grant.
 var (
@@ -233,6 +239,10 @@ func (s *session) decided(n notice, later []notice) bool {
 			h.claim.Forget()
 			return s.refuse(lost)
 		}
+		if hungUp(s.conn) {
+			h.claim.Cancel()
+			return false
+		}
 		return s.granted(h, n.event.Fence, n.event.Locks, true)
 	}
 	h.claim.Forget()
@@ -268,6 +278,26 @@ func (s *session) granted(h *sessionHold, fence fsm.Fence, locks []string, waite
 		s.last = h
 	}
 	return ok
+}
+
+// hungUp reports whether the other end has closed, or ended its side. Writing to
+// a connection whose other end has closed succeeds once, so a grant would be lost.
+func hungUp(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	gone := false
+	raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} // poll(2)
+		n, err := unix.Poll(fds, 0)
+		gone = err == nil && n > 0
+	})
+	return gone
 }
 
 // hold notes that the client wants to know when h ends.

@@ -24,7 +24,10 @@ func (s *session) execute(q transport.Request) bool {
 		s.out = transport.AppendVersion(s.out, s.node.Version(), s.node.Started())
 		return s.relieve()
 	case transport.VerbRestart:
-		s.log.Warn("RESTART ignored", "client", s.conn.RemoteAddr(), "user", q.User)
+		if !s.restarted {
+			s.log.Warn("RESTART ignored", "client", s.conn.RemoteAddr(), "user", q.User)
+		}
+		s.restarted = true
 		return true
 	case transport.VerbDeadPID:
 		s.dead(q)
