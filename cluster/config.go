@@ -159,8 +159,19 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("config: an agent needs a cluster to join: give --join")
 	case !c.Agent && c.BootstrapExpect > 1 && c.Gossip == "" && len(c.Servers) == 0:
 		return c, errors.New("config: a cluster of several servers needs gossip: give --gossip")
+	case c.Advertise == "" && (c.BootstrapExpect > 1 || len(c.Join) > 0) && anyAddress(c.PeerListener):
+		return c, fmt.Errorf("config: peers listen on %s, which tells other nodes nothing: give the name or address they can reach with --advertise", c.PeerListener.Addr())
 	case c.DataDir == "" && c.Stores == nil && !c.Agent:
 		return c, errors.New("config: no data directory: give --data-dir")
 	}
 	return c, nil
+}
+
+// anyAddress reports whether a listener takes connections to any address of the host.
+func anyAddress(ln net.Listener) bool {
+	if ln == nil {
+		return false
+	}
+	tcp, ok := ln.Addr().(*net.TCPAddr)
+	return ok && tcp.IP.IsUnspecified()
 }
