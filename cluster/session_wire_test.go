@@ -68,11 +68,18 @@ type wire struct {
 	cr       bool
 
 	t       *testing.T
-	node    *fakeNode
-	addr    net.Addr
+	table   wireTable
+	node    *fakeNode // nil when played on a cluster
+	addrs   []net.Addr
 	clients map[string]*wireClient
 	sending string // client with lines to send
 	lines   strings.Builder
+}
+
+// wireTable is what transcripts see of a lock table.
+type wireTable interface {
+	holder(lock string) string
+	queueLen(lock string) int
 }
 
 type wireClient struct {
@@ -82,8 +89,13 @@ type wireClient struct {
 }
 
 func (w wire) play(t *testing.T, script string) {
-	w.t, w.node, w.clients = t, newFakeNode(t), make(map[string]*wireClient)
-	_, w.addr = startTestServer(t, w.node, w.network, nil)
+	w.t = t
+	if w.table == nil {
+		w.node = newFakeNode(t)
+		_, addr := startTestServer(t, w.node, w.network, nil)
+		w.table, w.addrs = w.node, []net.Addr{addr}
+	}
+	w.clients = make(map[string]*wireClient)
 	for i, line := range strings.Split(script, "\n") {
 		if err := w.step(line); err != nil {
 			t.Fatalf("line %d: %s\n%v", i+1, line, err)
@@ -106,7 +118,7 @@ func (w wire) play(t *testing.T, script string) {
 func (w *wire) client(name string) *wireClient {
 	c := w.clients[name]
 	if c == nil {
-		conn := dialTest(w.t, w.addr)
+		conn := dialTest(w.t, w.addrs[len(w.clients)%len(w.addrs)])
 		c = &wireClient{Conn: conn, in: bufio.NewReader(conn)}
 		w.clients[name] = c
 	}
@@ -151,10 +163,10 @@ func (w *wire) do(verb string, args []string, rest string) error {
 	switch verb {
 	case "holder":
 		owner := strings.Replace(args[1], "-", "", 1)
-		return waitUntil(rest, func() bool { return w.node.holder(args[0]) == owner })
+		return waitUntil(rest, func() bool { return w.table.holder(args[0]) == owner })
 	case "queue":
 		n, err := strconv.Atoi(args[1])
-		return errors.Join(err, waitUntil(rest, func() bool { return w.node.queueLen(args[0]) == n }))
+		return errors.Join(err, waitUntil(rest, func() bool { return w.table.queueLen(args[0]) == n }))
 	case "advance":
 		n, err := strconv.Atoi(rest)
 		w.node.advance(fsm.Millis(n))

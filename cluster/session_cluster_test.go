@@ -1,0 +1,70 @@
+package cluster
+
+import (
+	"net"
+	"os"
+	"testing"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// tableOf is a cluster's table as transcripts see it.
+type tableOf struct {
+	t testing.TB
+	n *Node
+}
+
+func (o tableOf) read() Table {
+	table, err := o.n.Table(o.t.Context(), false)
+	must(o.t, err)
+	return table
+}
+
+func (o tableOf) holder(lock string) string {
+	for _, h := range o.read().Holds {
+		for _, name := range h.Locks {
+			if name == lock {
+				return h.Owner
+			}
+		}
+	}
+	return ""
+}
+
+func (o tableOf) queueLen(lock string) (n int) {
+	for _, w := range o.read().Waits {
+		for _, name := range w.Request.Locks {
+			if name == lock {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestWireOverCluster plays transcripts with every client on another node of a
+// real cluster: it must make no difference. Those that move the time or name
+// fences are left out.
+func TestWireOverCluster(t *testing.T) {
+	f := newFarm(t, 3)
+	var addrs []net.Addr
+	for _, n := range f.nodes {
+		ln, err := ListenClient(t.Context(), "tcp", "127.0.0.1:0")
+		must(t, err)
+		addrs = append(addrs, ln.Addr())
+		s := startServer(nodeForSessions{n}, []net.Listener{ln}, serverConfig{Logger: testLogger(n.Name())})
+		t.Cleanup(s.close)
+	}
+	for _, name := range []string{"lock", "any", "break", "hangup", "lines", "queue"} {
+		t.Run(name, func(t *testing.T) {
+			b, err := os.ReadFile("testdata/wire/" + name + ".txt")
+			must(t, err)
+			w := wire{table: tableOf{t, f.nodes[0]}, addrs: addrs}
+			w.play(t, string(b))
+			for _, h := range w.table.(tableOf).read().Holds {
+				_, err := f.nodes[0].Submit(t.Context(), fsm.Break{Locks: h.Locks})
+				must(t, err)
+			}
+		})
+	}
+}
