@@ -107,3 +107,10 @@ func orphanedGroup() bool {
 	pgrp, err := unix.Getpgid(parent)
 	return err != nil || pgrp == unix.Getpgrp()
 }
+
+// HasTerminal says whether this process has a controlling terminal.
+func HasTerminal() bool {
+	t := openTerminal()
+	t.close()
+	return t != nil
+}

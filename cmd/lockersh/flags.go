@@ -1,0 +1,332 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/job"
+)
+
+const usage = `lockersh - run a command under a lock of the cluster
+
+Usage: lockersh --lock NAME [OPTION]... COMMAND...
+       lockersh --lock NAME [OPTION]... -- COMMAND [ARGUMENT]...
+       lockersh --locklist [--json]
+
+Waits for the lock, runs the command, and releases the lock when the command
+ends. The command's words are joined by one space and read by /bin/sh; after --
+they are a program and its arguments, as they stand.
+
+Examples:
+  lockersh --lock nightly 'cd /data && make'
+  lockersh --lock nightly --try -- rsync -a 'My Files' backup:
+  lockersh --lock lic1:lic2:lic3 --timeout 600 simulate   any one of three
+  lockersh --lock db --all --lock disk --shared backup    both at once, shared
+  lockersh --lock build --slots 4 make                    at most four at a time
+
+Options:
+`
+
+const usageEnd = `
+Options may be shortened as long as they are unique, may start with one dash,
+and ignore case; --no-NAME undoes one that has no value. SECONDS may have a
+fraction, or a unit as in 90s, 5m, 2h. Options end at the first other word.
+
+The command finds LOCKER_LOCK (the lock it has; several with colons between) and
+LOCKER_FENCE (the fencing token, which only ever grows) in its environment.
+
+Environment:
+  IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
+                  (default localhost)
+  IPCLOCKER_PORT  port number, name of a service, or path of a UNIX socket
+                  (default the service lockerd of /etc/services, else 1751)
+
+Exit status: the command's own, 128+n if signal n ended it, and
+   64  wrong usage
+   69  no server answers, or the cluster refuses
+   75  gave up waiting (--timeout), or the lock is busy (--try)
+   76  the lock was lost, and the command ended because of that
+  126  the command cannot be executed
+  127  there is no such command
+130 and the like are also the status of a lockersh ended by a signal while it
+waited. Without the lock the command is never run.
+`
+
+// What happens to the command when its lock is lost.
+const (
+	onLostDefault = "TERM"
+	graceDefault  = 10 * time.Second
+)
+
+// settings are the command line in the form in which the parts want it.
+type settings struct {
+	help, version, list, json, verbose bool
+
+	locker  client.Options
+	job     job.Options
+	fenceFD int // -1 for none
+}
+
+// seconds is a duration that a number alone gives in seconds.
+type seconds time.Duration
+
+func (s *seconds) String() string {
+	return strconv.FormatFloat(time.Duration(*s).Seconds(), 'f', -1, 64)
+}
+func (s *seconds) Type() string { return "SECONDS" }
+
+func (s *seconds) Set(text string) error {
+	d, err := time.ParseDuration(text)
+	if f, ferr := strconv.ParseFloat(text, 64); ferr == nil {
+		if !(f >= 0 && f <= 1e9) {
+			return errors.New("not a number of seconds from 0 to 1e9")
+		}
+		d, err = time.Duration(f*float64(time.Second)), nil
+	}
+	if err != nil || d < 0 {
+		return errors.New("not a number of seconds")
+	}
+	*s = seconds(d)
+	return nil
+}
+
+// raw is what the flags are parsed into.
+type raw struct {
+	hosts, port, path         string
+	locks                     []string
+	timeout, hold, lease      seconds
+	grace, connectDelay       seconds
+	slots                     uint32
+	fenceFD, connectTries     int
+	onLost                    string
+	try, shared, all          bool
+	verbose, debug            bool
+	list, json, help, version bool
+}
+
+func flags(r *raw) *pflag.FlagSet {
+	fs := pflag.NewFlagSet("lockersh", pflag.ContinueOnError)
+	fs.SortFlags = false
+	fs.StringArrayVar(&r.locks, "lock", nil, "`NAME` of the lock; again, or with colons between, for several: the first that is free")
+	fs.BoolVar(&r.all, "all", false, "all the locks named, at once, instead of any of them")
+	fs.BoolVar(&r.shared, "shared", false, "share the lock with others that ask for it so")
+	fs.Uint32Var(&r.slots, "slots", 0, "share the lock among at most `N` holders; all must name the same N")
+	fs.BoolVar(&r.try, "try", false, "do not wait: status 75 if the lock is busy")
+	fs.Var(&r.timeout, "timeout", "wait for the lock no longer than this: status 75; 0 waits for ever")
+	fs.Var(&r.hold, "hold", "lose the lock after it was held for so long; 0 is no limit")
+	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as this process lives")
+	r.onLost = onLostDefault
+	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
+	r.grace = seconds(graceDefault)
+	fs.Var(&r.grace, "grace", "time from there to SIGKILL")
+	fs.IntVar(&r.fenceFD, "fence-fd", -1, "write the fencing token and a newline to this inherited descriptor `N`, and leave it open for the command")
+	fs.StringVar(&r.hosts, "dhost", "", "`HOST` of the server, or several as in IPCLOCKER_HOST")
+	fs.StringVar(&r.port, "port", "", "`PORT` of the server, as IPCLOCKER_PORT")
+	fs.StringVar(&r.path, "path", "", "UNIX `SOCKET` of the server, instead of host and port")
+	fs.IntVar(&r.connectTries, "connect-tries", 0, "try all servers `N` times before giving up (default 3, with --try and --locklist 1)")
+	r.connectDelay = seconds(client.DefaultConnectDelay)
+	fs.Var(&r.connectDelay, "connect-delay", "pause between two of these tries, up to twice that at random")
+	fs.BoolVar(&r.list, "locklist", false, "print the locks that are held and their owners, and run nothing")
+	fs.BoolVar(&r.json, "json", false, "with --locklist: the whole table, with fences and queues")
+	fs.BoolVar(&r.verbose, "verbose", false, "tell of waiting, getting the lock and trying again")
+	fs.BoolVar(&r.debug, "debug", false, "accepted for old command lines")
+	fs.BoolVar(&r.help, "help", false, "print this text")
+	fs.BoolVar(&r.version, "version", false, "print the version")
+	return fs
+}
+
+// original lists the options that scripts may shorten as they could before there
+// were others.
+var original = []string{"dhost", "port", "lock", "locklist", "timeout", "verbose", "debug", "help", "version"}
+
+// parse sets the flags of args by the rules of Perl's Getopt::Long, which pflag
+// does not have, and returns the words of the command. literal says that they
+// followed a "--".
+func parse(fs *pflag.FlagSet, args []string) (words []string, literal bool, err error) {
+	for len(args) > 0 {
+		arg := args[0]
+		if arg == "--" {
+			return args[1:], true, nil
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			return args, false, nil
+		}
+		args = args[1:]
+		name, value, given := strings.Cut(strings.TrimPrefix(arg[1:], "-"), "=")
+		f, negated, err := find(fs, name)
+		if err != nil {
+			return nil, false, err
+		}
+		switch {
+		case f.NoOptDefVal == "" && !given: // it needs a value
+			if len(args) == 0 {
+				return nil, false, misuse("Option %s requires an argument", f.Name)
+			}
+			value, args = args[0], args[1:]
+		case negated && given:
+			return nil, false, misuse("Option %s does not take an argument", name)
+		case negated:
+			value = "false"
+		case !given:
+			value = f.NoOptDefVal
+		}
+		if err := fs.Set(f.Name, value); err != nil {
+			return nil, false, misuse("Value %q invalid for option %s", value, f.Name)
+		}
+	}
+	return nil, false, nil
+}
+
+// find looks an option up by its name, by a prefix that only one has, or by the
+// negation of one of these.
+func find(fs *pflag.FlagSet, name string) (f *pflag.Flag, negated bool, err error) {
+	key := strings.ToLower(name)
+	if found := matching(fs, key); len(found) == 1 {
+		return found[0], false, nil
+	} else if len(found) > 1 {
+		names := make([]string, len(found))
+		for i, f := range found {
+			names[i] = f.Name
+		}
+		slices.Sort(names)
+		return nil, false, misuse("Option %s is ambiguous (%s)", name, strings.Join(names, ", "))
+	}
+	if rest, ok := strings.CutPrefix(key, "no"); ok {
+		if found := matching(fs, strings.TrimPrefix(rest, "-")); len(found) == 1 && found[0].NoOptDefVal != "" {
+			return found[0], true, nil
+		}
+	}
+	return nil, false, misuse("Unknown option: %s", name)
+}
+
+func matching(fs *pflag.FlagSet, prefix string) []*pflag.Flag {
+	if prefix == "" {
+		return nil
+	}
+	if f := fs.Lookup(prefix); f != nil {
+		return []*pflag.Flag{f}
+	}
+	var all, old []*pflag.Flag
+	fs.VisitAll(func(f *pflag.Flag) {
+		if strings.HasPrefix(f.Name, prefix) {
+			all = append(all, f)
+			if slices.Contains(original, f.Name) {
+				old = append(old, f)
+			}
+		}
+	})
+	if len(old) == 1 {
+		return old
+	}
+	return all
+}
+
+// usageError is a line that scripts may know from IPC::Locker, capitals and all.
+type usageError struct {
+	line   string
+	detail string // a line of the option parser, before the other
+}
+
+func (e *usageError) Error() string { return e.line }
+
+func misuse(format string, args ...any) error {
+	return &usageError{line: fmt.Sprintf(format, args...)}
+}
+
+// read turns a command line into settings.
+func read(args []string) (*settings, error) {
+	var r raw
+	fs := flags(&r)
+	words, literal, err := parse(fs, args)
+	if err != nil {
+		return nil, &usageError{line: "Bad usage, see lockersh --help", detail: err.Error()}
+	}
+	s := &settings{help: r.help, version: r.version, list: r.list, json: r.json, verbose: r.verbose, fenceFD: -1}
+	if s.help || s.version {
+		return s, nil
+	}
+	s.locker = client.Options{
+		Port:         r.port,
+		ConnectTries: r.connectTries,
+		ConnectDelay: time.Duration(r.connectDelay),
+		All:          r.all,
+		Shared:       r.shared,
+		Slots:        r.slots,
+		Autounlock:   true,
+		KeepOnClose:  true,
+		HoldLimit:    client.NoLimit,
+		Lease:        time.Duration(r.lease),
+		WaitLimit:    time.Duration(r.timeout),
+		Try:          r.try,
+	}
+	if r.hosts != "" {
+		s.locker.Hosts = client.SplitHosts(r.hosts)
+	}
+	if r.path != "" {
+		s.locker.Family, s.locker.Port = client.UNIX, r.path
+	}
+	if r.hold > 0 {
+		s.locker.HoldLimit = time.Duration(r.hold)
+	}
+	if (r.try || r.list) && r.connectTries == 0 {
+		s.locker.ConnectTries = 1
+	}
+	if r.list {
+		return s, nil
+	}
+	for _, l := range r.locks {
+		for name := range strings.SplitSeq(l, ":") {
+			if name != "" && !slices.Contains(s.locker.Locks, name) {
+				s.locker.Locks = append(s.locker.Locks, name)
+			}
+		}
+	}
+	if len(s.locker.Locks) == 0 {
+		return nil, errors.New("--lock not specified; see --help")
+	}
+	if len(words) == 0 || words[0] == "" {
+		return nil, misuse("No command specified")
+	}
+	if s.job.Argv = words; !literal {
+		s.job.Argv = job.Shell(words)
+	}
+	if s.job.LostSignal, err = job.ParseSignal(r.onLost); err != nil {
+		return nil, fmt.Errorf("--on-lost: %w", err)
+	}
+	s.job.Grace = time.Duration(r.grace)
+	if fs.Changed("fence-fd") {
+		if err := checkInherited(r.fenceFD); err != nil {
+			return nil, fmt.Errorf("--fence-fd %d: %w", r.fenceFD, err)
+		}
+		s.fenceFD = r.fenceFD
+		s.locker.NeedFence = true
+	}
+	return s, nil
+}
+
+// checkInherited refuses a descriptor that our parent has not passed on: one that
+// is not open, or that the runtime has opened for itself. What comes through exec
+// is never close-on-exec, and what the runtime opens always is.
+func checkInherited(fd int) error {
+	if fd < 1 {
+		return errors.New("not a descriptor to write to")
+	}
+	bits, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || bits&syscall.FD_CLOEXEC != 0 {
+		return errors.New("no such descriptor was inherited")
+	}
+	mode, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || mode&unix.O_ACCMODE == unix.O_RDONLY {
+		return errors.New("not open for writing")
+	}
+	return nil
+}
