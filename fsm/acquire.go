@@ -7,6 +7,7 @@ import (
 
 func (m *Machine) acquire(ask Ask, a Acquire) Result {
 	me := claimant{a.Owner, a.ID}
+	a.Process = m.intern(a.Process)
 
 	// What it has already comes first, over all the names: a repeated request
 	// for any of several locks must not take a second one.

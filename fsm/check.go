@@ -30,7 +30,7 @@ func (m *Machine) Check() error {
 }
 
 func checkRoll[T any](r *roll[T], check func(*claim) error) error {
-	if len(r.values) != len(r.claims) || len(r.values) != len(r.byKey) {
+	if len(r.claims) != len(r.byKey) || len(r.claims) > len(r.pages)*pageRows {
 		return errors.New("I8: the roll's indexes differ in size")
 	}
 	for i, c := range r.claims {
@@ -47,7 +47,7 @@ func checkRoll[T any](r *roll[T], check func(*claim) error) error {
 func (m *Machine) checkHold(c *claim) error {
 	h := c.hold
 	switch {
-	case h == nil || c.wait != nil || m.holds.values[c.row] != h || m.holds.byKey[uint64(h.Fence)] != c:
+	case h == nil || c.wait != nil || m.holds.at(c.row) != h || m.holds.byKey[uint64(h.Fence)] != c:
 		return errors.New("I8: the roll of holds is inconsistent")
 	case h.Fence == 0 || h.Fence > m.fence:
 		return fmt.Errorf("I2: fence %d was not given out yet", h.Fence)
@@ -66,7 +66,7 @@ func (m *Machine) checkHold(c *claim) error {
 func (m *Machine) checkWait(c *claim) error {
 	w := c.wait
 	switch {
-	case w == nil || c.hold != nil || m.waits.values[c.row] != w || m.waits.byKey[uint64(w.Ticket)] != c:
+	case w == nil || c.hold != nil || m.waits.at(c.row) != w || m.waits.byKey[uint64(w.Ticket)] != c:
 		return errors.New("I8: the roll of waits is inconsistent")
 	case w.Ticket == 0 || w.Ticket > m.ticket:
 		return fmt.Errorf("I2: ticket %d was not given out yet", w.Ticket)

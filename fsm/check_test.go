@@ -49,13 +49,15 @@ func TestCheckFinds(t *testing.T) {
 		c := hold(m, f)
 		h := *c.hold
 		edit(&h)
-		c.hold, m.holds.values[c.row] = &h, &h
+		c.hold = &h
+		m.holds.set(c.row, &h)
 	}
 	editWait := func(m *Machine, n Ticket, edit func(*Wait)) {
 		c := wait(m, n)
 		w := *c.wait
 		edit(&w)
-		c.wait, m.waits.values[c.row] = &w, &w
+		c.wait = &w
+		m.waits.set(c.row, &w)
 	}
 	for i, tc := range []struct {
 		want   string
@@ -78,8 +80,8 @@ func TestCheckFinds(t *testing.T) {
 		{"out of date", func(m *Machine) { m.sessions[0].answers[0].result = &Result{Code: Granted, Fence: 1, Place: 1} }},
 		{"I8: the roll's indexes", func(m *Machine) { delete(m.holds.byKey, 1) }},
 		{"I8: the claim in row 0", func(m *Machine) { m.holds.claims[0].row = 1 }},
-		{"I8: the roll of holds", func(m *Machine) { h := *hold(m, 1).hold; m.holds.values[0] = &h }},
-		{"I8: the roll of waits", func(m *Machine) { w := *wait(m, 1).wait; m.waits.values[0] = &w }},
+		{"I8: the roll of holds", func(m *Machine) { h := *hold(m, 1).hold; m.holds.set(0, &h) }},
+		{"I8: the roll of waits", func(m *Machine) { w := *wait(m, 1).wait; m.waits.set(0, &w) }},
 		{"I2: fence 7", func(m *Machine) { m.fence = 6 }},
 		{"I2: ticket", func(m *Machine) { m.ticket = 2 }},
 		{"I7: fence", func(m *Machine) { m.now = 9 }},

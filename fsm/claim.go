@@ -76,33 +76,6 @@ func byAge(a, b *claim) int {
 	return 1
 }
 
-// roll lists all holds or all waits: values[i] belongs to claims[i]. The values
-// lie in a slice of their own, in no order, because copying that is the whole
-// cost that a snapshot has for Apply.
-type roll[T any] struct {
-	values []*T
-	claims []*claim
-	byKey  map[uint64]*claim
-}
-
-func newRoll[T any]() roll[T] { return roll[T]{byKey: make(map[uint64]*claim)} }
-
-func (r *roll[T]) add(key uint64, v *T, c *claim) {
-	c.row = len(r.values)
-	r.values = append(r.values, v)
-	r.claims = append(r.claims, c)
-	r.byKey[key] = c
-}
-
-func (r *roll[T]) remove(key uint64, c *claim) {
-	last := len(r.values) - 1
-	r.values[c.row], r.claims[c.row] = r.values[last], r.claims[last]
-	r.claims[c.row].row = c.row
-	r.values[last], r.claims[last] = nil, nil
-	r.values, r.claims = r.values[:last], r.claims[:last]
-	delete(r.byKey, key)
-}
-
 func (m *Machine) addHold(h *Hold) *claim {
 	c := &claim{hold: h, timer: noTimer}
 	m.holds.add(uint64(h.Fence), h, c)
@@ -122,14 +95,14 @@ func (m *Machine) addWait(w *Wait) *claim {
 func (m *Machine) replaceHold(c *claim, h *Hold) {
 	m.unindex(c)
 	c.hold = h
-	m.holds.values[c.row] = h
+	m.holds.set(c.row, h)
 	m.index(c)
 }
 
 func (m *Machine) replaceWait(c *claim, w *Wait) {
 	m.unindex(c)
 	c.wait = w
-	m.waits.values[c.row] = w
+	m.waits.set(c.row, w)
 	m.index(c)
 }
 

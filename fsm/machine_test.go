@@ -198,30 +198,54 @@ func TestRestoreRefuses(t *testing.T) {
 	one := []memory{{node: Node{Incarnation: 1, Name: "n", Nonce: [16]byte{1}}}}
 	for _, tc := range []struct {
 		want string
-		s    Snapshot
+		s    rawTable
 	}{
-		{"", Snapshot{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "p", Ask{}, "a")}}},
-		{"fence 1 after 1", Snapshot{fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(1, "p", Ask{}, "b")}}},
-		{"ticket 1 after 1", Snapshot{ticket: 1, fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "p", Ask{}, "a"), wait(1, "q", Ask{}, "a")}}},
-		{"fence 0 after 0", Snapshot{holds: []*Hold{hold(0, "o", Ask{}, "a")}}},
-		{"two claims of one claimant", Snapshot{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "o", Ask{}, "a")}}},
-		{"two claims of one claimant", Snapshot{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
-		{"two claims of one request", Snapshot{incarnation: 1, sessions: one, fence: 2, holds: []*Hold{hold(1, "o", Ask{1, 1}, "a"), hold(2, "p", Ask{1, 1}, "b")}}},
-		{"a claim on no lock", Snapshot{fence: 1, holds: []*Hold{hold(1, "o", Ask{})}}},
-		{"a claim on no lock", Snapshot{ticket: 1, waits: []*Wait{wait(1, "o", Ask{})}}},
-		{"I1:", Snapshot{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "p", Ask{}, "a")}}},
-		{"I4:", Snapshot{ticket: 1, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
-		{"I2:", Snapshot{sessions: one}},
-		{"lock name", Snapshot{fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a b")}}},
+		{"", rawTable{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "p", Ask{}, "a")}}},
+		{"fence 1 after 1", rawTable{fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(1, "p", Ask{}, "b")}}},
+		{"ticket 1 after 1", rawTable{ticket: 1, fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "p", Ask{}, "a"), wait(1, "q", Ask{}, "a")}}},
+		{"fence 0 after 0", rawTable{holds: []*Hold{hold(0, "o", Ask{}, "a")}}},
+		{"two claims of one claimant", rawTable{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "o", Ask{}, "a")}}},
+		{"two claims of one claimant", rawTable{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
+		{"two claims of one request", rawTable{incarnation: 1, sessions: one, fence: 2, holds: []*Hold{hold(1, "o", Ask{1, 1}, "a"), hold(2, "p", Ask{1, 1}, "b")}}},
+		{"a claim on no lock", rawTable{fence: 1, holds: []*Hold{hold(1, "o", Ask{})}}},
+		{"a claim on no lock", rawTable{ticket: 1, waits: []*Wait{wait(1, "o", Ask{})}}},
+		{"I1:", rawTable{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "p", Ask{}, "a")}}},
+		{"I4:", rawTable{ticket: 1, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
+		{"I2:", rawTable{sessions: one}},
+		{"lock name", rawTable{fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a b")}}},
 	} {
 		var b []byte
-		if err := tc.s.Encode(func(chunk []byte) error { b = append(b, chunk...); return nil }); err != nil {
+		if err := tc.s.snapshot().Encode(func(chunk []byte) error { b = append(b, chunk...); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		_, err := Restore(b)
 		if tc.want == "" && err != nil || tc.want != "" && (!errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("got %v, want %q", err, tc.want)
 		}
+	}
+}
+
+// rawTable makes snapshots that no table would.
+type rawTable struct {
+	fence       Fence
+	ticket      Ticket
+	incarnation Incarnation
+	sessions    []memory
+	holds       []*Hold
+	waits       []*Wait
+}
+
+func (r rawTable) snapshot() *Snapshot {
+	holds, waits := newRoll[Hold](), newRoll[Wait]()
+	for i, h := range r.holds {
+		holds.add(uint64(i), h, &claim{})
+	}
+	for i, w := range r.waits {
+		waits.add(uint64(i), w, &claim{})
+	}
+	return &Snapshot{
+		fence: r.fence, ticket: r.ticket, incarnation: r.incarnation, sessions: r.sessions,
+		holds: holds.share(), waits: waits.share(),
 	}
 }
 

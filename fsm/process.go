@@ -4,13 +4,14 @@ import "slices"
 
 // host lists the autounlock claims whose processes run on one host.
 type host struct {
+	name string
 	pids map[int32]*claim // head of a list through procNext
 }
 
 func (m *Machine) addProcess(p Process, c *claim) {
 	h := m.hosts[p.Host]
 	if h == nil {
-		h = &host{pids: make(map[int32]*claim)}
+		h = &host{name: p.Host, pids: make(map[int32]*claim)}
 		m.hosts[p.Host] = h
 	}
 	c.procPrev, c.procNext = nil, h.pids[p.PID]
@@ -18,6 +19,15 @@ func (m *Machine) addProcess(p Process, c *claim) {
 		c.procNext.procPrev = c
 	}
 	h.pids[p.PID] = c
+}
+
+// intern returns p with the string for its host that the table has already, so
+// that a million claims of one host do not keep a million copies.
+func (m *Machine) intern(p Process) Process {
+	if h := m.hosts[p.Host]; h != nil {
+		p.Host = h.name
+	}
+	return p
 }
 
 func (m *Machine) removeProcess(p Process, c *claim) {

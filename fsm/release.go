@@ -6,7 +6,8 @@ func (m *Machine) release(c Release) Result {
 	if c.Fence != 0 {
 		return m.releaseFence(c)
 	}
-	var mine []*claim
+	var few [8]*claim
+	mine := few[:0]
 	for _, name := range c.Locks {
 		l := m.locks[name]
 		switch {
@@ -138,20 +139,32 @@ func (m *Machine) renew(ask Ask, c Renew) Result {
 // the events tell of the others.
 type names struct {
 	list []string
-	seen map[string]bool
+	seen map[string]bool // once there are many
 	size int
 }
 
 func (n *names) add(list ...string) {
 	for _, s := range list {
-		if n.seen[s] || len(n.list) >= maxResultNames || n.size+len(s) > maxResultBytes {
+		if n.has(s) || len(n.list) >= maxResultNames || n.size+len(s) > maxResultBytes {
 			continue
 		}
-		if n.seen == nil {
-			n.seen = make(map[string]bool)
-		}
-		n.seen[s] = true
 		n.size += len(s)
 		n.list = append(n.list, s)
+		if n.seen != nil {
+			n.seen[s] = true
+		}
 	}
+}
+
+func (n *names) has(s string) bool {
+	if n.seen == nil && len(n.list) < 16 {
+		return slices.Contains(n.list, s)
+	}
+	if n.seen == nil {
+		n.seen = make(map[string]bool)
+		for _, earlier := range n.list {
+			n.seen[earlier] = true
+		}
+	}
+	return n.seen[s]
 }

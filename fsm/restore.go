@@ -84,6 +84,11 @@ func (r *reader) sessions(m *Machine) {
 
 func (r *reader) holds(m *Machine) {
 	n := r.count(math.MaxInt32, leastHold, "holds")
+	if likely := min(n, len(r.b)/64); likely > 0 {
+		m.holds.grow(likely)
+		m.locks = make(map[string]*lock, likely)
+		m.asks = make(map[Ask]*claim, likely)
+	}
 	last := Fence(0)
 	for range n {
 		h := r.hold()
@@ -95,6 +100,7 @@ func (r *reader) holds(m *Machine) {
 			return
 		}
 		last = h.Fence
+		h.Process = m.intern(h.Process)
 		m.addHold(h)
 	}
 }
@@ -124,6 +130,7 @@ func (r *reader) waits(m *Machine) {
 			return
 		}
 		last = w.Ticket
+		w.Request.Process = m.intern(w.Request.Process)
 		m.addWait(w)
 	}
 }

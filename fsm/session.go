@@ -87,10 +87,11 @@ func (m *Machine) follow(ask Ask, r Result) {
 		return
 	}
 	if i, ok := s.find(ask.Seq); ok {
+		now := r
 		if was := s.answers[i].result; was.Code == Done {
-			r = Result{Code: NotHeld, Fence: was.Fence}
+			now = Result{Code: NotHeld, Fence: was.Fence}
 		}
-		s.answers[i].result = &r
+		s.answers[i].result = &now
 	}
 }
 

@@ -108,7 +108,7 @@ type Counts struct {
 // Counts returns the sizes of the table.
 func (m *Machine) Counts() Counts {
 	return Counts{
-		Locks: len(m.locks), Holds: len(m.holds.values), Waits: len(m.waits.values),
+		Locks: len(m.locks), Holds: len(m.holds.claims), Waits: len(m.waits.claims),
 		Nodes: len(m.sessions), Fence: m.fence, Ticket: m.ticket,
 	}
 }
