@@ -28,8 +28,9 @@ type serverConfig struct {
 
 	// Reachable reports whether this node could answer: false once there has been
 	// no leader in reach for a while. Connections are refused then, since an
-	// IPC::Locker client walks on to the next host only if the connect fails. Nil
-	// means always. It must not block.
+	// IPC::Locker client walks on to the next host only if the connect fails: TCP
+	// and UNIX listeners are closed, and opened again at the same address. What is
+	// connected already stays. Nil means always. It must not block.
 	Reachable func() bool
 
 	Logger hclog.Logger
@@ -140,11 +141,6 @@ func (s *server) accept(ln net.Listener) {
 
 // admit starts a session, or says why not.
 func (s *server) admit(conn net.Conn) {
-	if !s.reachable() {
-		// Reached only through listeners that cannot be closed and reopened.
-		abort(conn)
-		return
-	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		// A host that has vanished is noticed within half a minute.
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3})
@@ -192,8 +188,6 @@ func abort(conn net.Conn) {
 	conn.Close()
 }
 
-func (s *server) reachable() bool { return s.cfg.Reachable == nil || s.cfg.Reachable() }
-
 // clients is the number of connections.
 func (s *server) clients() int {
 	s.mu.Lock()
@@ -213,7 +207,7 @@ func (s *server) follow() {
 		case <-s.closing:
 			return
 		}
-		is := s.reachable()
+		is := s.cfg.Reachable()
 		if is != was {
 			s.cfg.Logger.Info("client ports follow the leader's reach", "open", is)
 		}

@@ -16,6 +16,43 @@
 // A reply is a run of lines; most verbs are answered by a [Status] block.
 // [ReplyReader] yields them on the client's side.
 //
+// # Proto 2
+//
+// A client that sends "proto 2" is answered "proto 2 NODE" and may then use, as
+// well, the settings
+//
+//	request HEX32          which of several requests of one user; 0s = the only one
+//	choice any|all         of the locks: the first free one, or all at once
+//	mode exclusive|shared|slots N
+//	lease SECONDS          the hold ends unless renewed within this time; 0 = none
+//	wait SECONDS           longest wait of a LOCK; 0 = for ever
+//	start TICKS, boot ID   which process has that pid, beside pid and hostname
+//	fence N                the one hold meant by UNLOCK, BREAK_LOCK, RENEW; 0 = none
+//
+// and the verbs
+//
+//	RENEW    proof of life of the hold with this fence; its "lost" comes here from now on
+//	CANCEL   ends the LOCK that waits, or releases what the last LOCK was granted
+//	HOLDS    "hold JSON" and "waiter JSON" lines, and a blank line
+//	PING     "pong"
+//
+// CANCEL is the one verb that is read while a LOCK waits. It is answered by a
+// status block with the error cancelled, which also stands for the answer of the
+// LOCK it ends. A LOCK that ended just before has been answered by a block of its
+// own: the client reads on until it sees the error cancelled.
+//
+// A status block has all names, then "fence N"; an error has a text after its
+// word; "print_waiting" is followed by "place N" where that is known. Between
+// blocks may come
+//
+//	lost FENCE CAUSE [BY]  the hold is over: limit, lease, broken, process, undelivered, owner
+//	moved HOST:PORT ...    the node stops; places in queues are kept a while for who asks there
+//
+// The error words are no_leader, too_long, too_many, bad_request, refused,
+// timeout, cancelled, lost, superseded and stopping.
+//
+// # Bounds and faults
+//
 // What holds for both readers:
 //
 //   - Input is bounded: [MaxLine], [MaxPending], [MaxReplyLine], [MaxNames],

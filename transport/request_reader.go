@@ -362,7 +362,11 @@ func seconds(what string, rest []byte) (time.Duration, *Fault) {
 	if s >= math.MaxInt64/float64(time.Second) {
 		return math.MaxInt64, nil
 	}
-	return time.Duration(math.Ceil(s * float64(time.Second))), nil
+	d := time.Duration(math.Round(s * float64(time.Second)))
+	if d == 0 && s > 0 {
+		d = 1
+	}
+	return d, nil
 }
 
 func mode(rest []byte) (Mode, uint32, *Fault) {
