@@ -310,8 +310,8 @@ func (p *peer) answer(id uint64, method byte, payload []byte) {
 func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]byte, error) {
 	switch method {
 	case askIndex:
-		index, err := n.ownReadIndex(ctx)
-		return binary.AppendUvarint(nil, index), err
+		r, err := n.ownReadIndex(ctx)
+		return binary.AppendUvarint(binary.AppendUvarint(nil, r.index), uint64(r.now)), err
 	case askStatus:
 		var q statusQuery
 		if err := json.Unmarshal(payload, &q); err != nil {

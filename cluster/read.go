@@ -60,18 +60,21 @@ func (n *Node) capture(ctx context.Context, stale bool) (fsm.Millis, *fsm.Snapsh
 		}
 		return m.Now(), m.Snapshot(), nil
 	}
+	var leaders fsm.Millis
 	if !stale {
-		if err := n.catchUp(ctx); err != nil {
+		r, err := n.catchUp(ctx)
+		if err != nil {
 			return 0, nil, err
 		}
+		leaders = r.now
 	}
 	now, snap := n.replica.snapshot()
-	return now, snap, nil
+	return max(now, leaders), snap, nil
 }
 
 // view runs f on a table that holds everything committed before the call.
 func (n *Node) view(ctx context.Context, f func(*fsm.Machine)) error {
-	if err := n.catchUp(ctx); err != nil {
+	if _, err := n.catchUp(ctx); err != nil {
 		return err
 	}
 	n.replica.view(f)
@@ -101,34 +104,38 @@ func (n *Node) look(ctx context.Context, list []standing) error {
 
 // catchUp waits until this replica holds everything committed before the call:
 // it asks the leader for its index, and for that to be applied here.
-func (n *Node) catchUp(ctx context.Context) error {
+func (n *Node) catchUp(ctx context.Context) (readIndex, error) {
 	for {
 		changed := n.leaderChanged()
-		index, err := n.readIndex(ctx)
+		r, err := n.readIndex(ctx)
 		if err == nil {
-			return n.replica.waitFor(ctx, index)
+			return r, n.replica.waitFor(ctx, r.index)
 		}
 		if err := n.awaitLeader(ctx, changed, err); err != nil {
-			return err
+			return readIndex{}, err
 		}
 	}
 }
 
 // readIndex asks the leader, which may be this node, for a read index.
-func (n *Node) readIndex(ctx context.Context) (uint64, error) {
+func (n *Node) readIndex(ctx context.Context) (readIndex, error) {
 	if n.office.Load() != nil {
 		return n.ownReadIndex(ctx)
 	}
 	l := n.leaderLink()
 	if l == nil {
-		return 0, ErrNoLeader
+		return readIndex{}, ErrNoLeader
 	}
 	b, err := l.ask(ctx, askIndex, nil)
 	if err != nil {
-		return 0, err
+		return readIndex{}, err
 	}
-	index, _, err := uvarint(b)
-	return index, err
+	index, b, err := uvarint(b)
+	if err != nil {
+		return readIndex{}, err
+	}
+	now, _, err := uvarint(b)
+	return readIndex{index: index, now: fsm.Millis(now)}, err
 }
 
 // askServer puts a question to a server, the leader if it is in reach.
@@ -153,12 +160,20 @@ func (n *Node) askServer(ctx context.Context, method byte, payload []byte) ([]by
 // ownReadIndex vouches that every entry up to the returned index, and no later
 // one that anyone has been told of, is committed: this node led a moment ago, and
 // a quorum has confirmed since that it still does.
-func (n *Node) ownReadIndex(ctx context.Context) (uint64, error) {
+func (n *Node) ownReadIndex(ctx context.Context) (readIndex, error) {
 	o := n.office.Load()
 	if o == nil {
-		return 0, errOutOfOffice
+		return readIndex{}, errOutOfOffice
 	}
-	return o.reads.index(ctx)
+	index, err := o.reads.index(ctx)
+	return readIndex{index: index, now: o.now()}, err
+}
+
+// readIndex is what a linearizable read goes by, and replicated time as the leader
+// counts it: the log's own stamps stand still while nothing happens.
+type readIndex struct {
+	index uint64
+	now   fsm.Millis
 }
 
 // reads lets all readers that come while a leadership check is under way share
@@ -169,17 +184,17 @@ type reads struct {
 	run     func(func()) // starts a goroutine
 
 	mu      sync.Mutex
-	waiting []chan readIndex
+	waiting []chan vouched
 	running bool
 }
 
-type readIndex struct {
+type vouched struct {
 	index uint64
 	err   error
 }
 
 func (r *reads) index(ctx context.Context) (uint64, error) {
-	ch := make(chan readIndex, 1)
+	ch := make(chan vouched, 1)
 	r.mu.Lock()
 	r.waiting = append(r.waiting, ch)
 	if !r.running {
@@ -208,7 +223,7 @@ func (r *reads) serve() {
 			return
 		}
 		r.mu.Unlock()
-		got := readIndex{index: r.applied()}
+		got := vouched{index: r.applied()}
 		if err := r.verify(); err != nil {
 			got.err = fmt.Errorf("%w: %w", errOutOfOffice, err)
 		}

@@ -171,7 +171,8 @@ func (n *Node) Ready(ctx context.Context) error {
 	if err := n.inTouch(); err != nil || n.replica == nil {
 		return err
 	}
-	return n.catchUp(ctx)
+	_, err := n.catchUp(ctx)
+	return err
 }
 
 // inTouch is Ready without asking anybody.
