@@ -1,0 +1,225 @@
+// Command lockerd runs one node of a lock cluster.
+//
+// It reads its options, opens its ports, hands them to package cluster, and stops
+// the node in good order on a signal. What a node does is not decided here.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/net/netutil"
+
+	"github.com/lockerd/lockerd/cluster"
+)
+
+// version is set by the build.
+var version = "0.1"
+
+// Exit codes, sysexits(3) where it has one. EX_INUSE is the errno that
+// IPC::Locker's lockerd exits with.
+const (
+	exitOK       = 0
+	exitUsage    = 64
+	exitServe    = 69
+	exitInternal = 70
+	exitDisk     = 74
+	exitInUse    = int(syscall.EADDRINUSE)
+)
+
+// maxWeb bounds connections to the HTTP port: they share descriptors with clients.
+const maxWeb = 512
+
+// stopTime is how long a node may take to stop in good order.
+const stopTime = 5 * time.Second
+
+func main() {
+	// A log that nobody reads any more must not end the node.
+	signal.Ignore(syscall.SIGPIPE)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	os.Exit(run(os.Args[1:], os.Getenv, signals, os.Stdout, os.Stderr))
+}
+
+// run is the program. It returns its exit code.
+func run(args []string, getenv func(string) string, signals <-chan os.Signal, stdout, stderr io.Writer) int {
+	o, fs, err := parse(args, getenv)
+	switch {
+	case err != nil:
+		return complain(stderr, err)
+	case o.help:
+		fmt.Fprint(stdout, help(fs))
+		return exitOK
+	case o.version:
+		fmt.Fprintf(stdout, "Version: %s\n", version)
+		return exitOK
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if err := o.validate(ctx); err != nil {
+		return complain(stderr, err)
+	}
+	level := hclog.Info
+	if o.debug {
+		level = hclog.Debug
+	}
+	log := hclog.New(&hclog.LoggerOptions{Name: "lockerd", Level: level, Output: stderr})
+
+	ports, err := o.listen(ctx)
+	if err != nil {
+		return complain(stderr, err)
+	}
+	defer ports.close()
+	node, err := cluster.Open(ctx, o.cluster(ports, log))
+	if err != nil {
+		return complain(stderr, err)
+	}
+	return o.serve(ports, node, signals, getenv("NOTIFY_SOCKET"), log)
+}
+
+// cluster is the node's configuration.
+func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
+	cfg := cluster.Config{
+		Name:            o.name,
+		Version:         version,
+		DataDir:         o.dataDir,
+		Agent:           o.agent,
+		BootstrapExpect: o.expect,
+		Join:            o.join,
+		Advertise:       o.advertise,
+		PeerListener:    ports.peer,
+		Clients:         []net.Listener{ports.client},
+		Logger:          log,
+	}
+	if o.gossip != off {
+		cfg.Gossip = o.gossip
+	}
+	return cfg
+}
+
+// serve runs the node's HTTP port beside it until a signal comes or the node
+// ends by itself, and stops both.
+func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.Signal, socket string, log hclog.Logger) int {
+	web := cluster.NewHTTPServer(node, log.Named("http"), o.webNames()...)
+	failed := make(chan error, 1)
+	if ports.http != nil {
+		go func() {
+			if err := web.Serve(netutil.LimitListener(ports.http, maxWeb)); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		}()
+	}
+	log.Info("serving", "name", o.name, "version", version, "clients", address(ports.client),
+		"http", address(ports.http), "peers", address(ports.peer), "data", o.dataDir)
+	tell(log, socket, "READY=1\n")
+
+	code := await(node, signals, failed, log)
+	tell(log, socket, "STOPPING=1\n")
+	if err := stop(node, web); err != nil {
+		log.Error("the node did not stop in good order", "error", err)
+		code = max(code, exitInternal)
+	}
+	if code == exitOK {
+		log.Info("stopped")
+	}
+	return code
+}
+
+// webNames are the names by which this node's page may be called up.
+func (o *options) webNames() []string {
+	names := []string{o.name}
+	for _, a := range []string{o.advertise, o.http} {
+		if h, _, err := net.SplitHostPort(a); err == nil {
+			a = h
+		}
+		names = append(names, a)
+	}
+	return names
+}
+
+// await returns when the node is to stop, or cannot go on, with the exit code.
+func await(node *cluster.Node, signals <-chan os.Signal, failed <-chan error, log hclog.Logger) int {
+	for {
+		select {
+		case s := <-signals:
+			if s == syscall.SIGHUP {
+				log.Info("SIGHUP ignored: there is nothing to read again; restart the node to change its options")
+				continue
+			}
+			log.Info("stopping", "signal", s.String())
+			return exitOK
+		case err := <-failed:
+			log.Error("the HTTP port failed", "error", err)
+			return exitServe
+		case <-node.Done():
+			// The node has logged why.
+			if diskFailed(node.Err()) {
+				return exitDisk
+			}
+			return exitInternal
+		}
+	}
+}
+
+// stop ends the node and its HTTP port, and gives up on them in time.
+func stop(node *cluster.Node, web *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime-200*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		err := node.Close(ctx)
+		done <- errors.Join(err, web.Close())
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(stopTime):
+		return fmt.Errorf("it took more than %v", stopTime)
+	}
+}
+
+// complain prints one line about a node that could not start, and says with what
+// code to exit.
+func complain(w io.Writer, err error) int {
+	line := strings.ReplaceAll(err.Error(), "\n", "; ")
+	fmt.Fprintf(w, "lockerd: %s\n", line)
+	var usage usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, syscall.EADDRINUSE):
+		return exitInUse
+	case diskFailed(err):
+		return exitDisk
+	}
+	return exitServe
+}
+
+// diskFailed says whether err is an error of the disk.
+func diskFailed(err error) bool {
+	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC) ||
+		errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EDQUOT)
+}
+
+func tell(log hclog.Logger, socket, state string) {
+	if err := notify(socket, state); err != nil {
+		log.Warn("systemd was not told", "error", err)
+	}
+}
+
+func address(ln net.Listener) string {
+	if ln == nil {
+		return off
+	}
+	return ln.Addr().String()
+}
