@@ -198,6 +198,14 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 		return
 	}
 	l.close(c)
+	if c.claim != nil && !c.claim.attach && !c.claim.ended && res.Code == fsm.Done {
+		// The answer to a repeated request that was granted, and lost again, before
+		// anyone here heard of it. Its client still waits: it is a new request.
+		l.early = append(l.early, c)
+		l.number()
+		l.mu.Unlock()
+		return
+	}
 	if c.claim != nil {
 		l.settle(c.claim, res)
 	}
