@@ -24,7 +24,9 @@ const slowLock = time.Second
 var (
 	errHungUp     = errors.New("the client has hung up")
 	errSuperseded = faultf(transport.WordSuperseded, "asked for again on another connection")
-	errCancelled  = faultf(transport.WordCancelled, "as asked")
+
+	// Nothing but CANCEL is answered with this word: clients tell its answer by it.
+	errCancelled = faultf(transport.WordCancelled, "as asked")
 )
 
 // lock executes LOCK, and reports whether the session goes on.
@@ -256,7 +258,7 @@ func (s *session) decided(n notice, later []notice) bool {
 	if n.event.Cause == fsm.CauseNone {
 		return s.refuse(faultf(transport.WordRefused, "%s", n.event.By))
 	}
-	return s.refuse(faultf(transport.WordCancelled, "the request was withdrawn: %s", causeWord(n.event.Cause)))
+	return s.refuse(faultf(transport.WordLost, "the request was withdrawn: %s", causeWord(n.event.Cause)))
 }
 
 // granted tells the client what it holds. If that cannot be written, the grant is
