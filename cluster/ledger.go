@@ -191,21 +191,18 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 	case fsm.Stale:
 		// The table takes an open command for answered: only a bug here could make
 		// it so. Under a new number it is at least not lost.
-		l.close(c)
-		l.early = append(l.early, c)
-		l.number()
+		l.renumber(c)
+		l.mu.Unlock()
+		return
+	}
+	if c.claim != nil && !c.claim.attach && !c.claim.ended && res.Code == fsm.Done {
+		// The answer to a repeated request that was granted, and lost again, before
+		// anyone here heard of it. Its client still waits: it is a new request.
+		l.renumber(c)
 		l.mu.Unlock()
 		return
 	}
 	l.close(c)
-	if c.claim != nil && !c.claim.attach && !c.claim.ended && res.Code == fsm.Done {
-		// The answer to a repeated request that was granted, and lost again, before
-		// anyone here heard of it. Its client still waits: it is a new request.
-		l.early = append(l.early, c)
-		l.number()
-		l.mu.Unlock()
-		return
-	}
 	if c.claim != nil {
 		l.settle(c.claim, res)
 	}
@@ -222,6 +219,14 @@ func (l *ledger) close(c *call) {
 	for l.floor < l.next && l.open[l.floor] == nil {
 		l.floor++
 	}
+}
+
+// renumber makes an open command a new request.
+func (l *ledger) renumber(c *call) {
+	l.close(c)
+	delete(l.claims, c.seq)
+	l.early = append(l.early, c)
+	l.number()
 }
 
 func (l *ledger) joined(res fsm.Result) {
