@@ -256,6 +256,8 @@ func (l *ledger) rejoin() {
 		switch {
 		case c == nil:
 			c = claims[seq].again()
+		case c.claim != nil && c.claim.ended && c.claim.attach:
+			continue // the hold is somebody's; only its news was wanted
 		case c.claim != nil && c.claim.ended:
 			// Nobody wants it any more, but it may have been granted unheard.
 			c = &call{command: fsm.Withdraw{Ask: fsm.Ask{Node: old, Seq: seq}}}
