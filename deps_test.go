@@ -54,8 +54,9 @@ var layers = map[string]layer{
 		why:     "running a command and passing on its end is the same with and without a lock",
 	},
 	"client": {
-		ours: []string{"transport"},
-		why:  "whoever embeds the client must not get a server with it",
+		ours:    []string{"transport"},
+		modules: []string{"golang.org/x/sys"},
+		why:     "whoever embeds the client must not get a server with it",
 	},
 	"cluster": {
 		ours:    []string{"fsm", "transport", "pidprobe"},

@@ -23,8 +23,8 @@ import (
 	"github.com/lockerd/lockerd/cluster"
 )
 
-// version is set by the build.
-var version = "0.1"
+// version is set by the linker in releases.
+var version = "2.0"
 
 // Exit codes, sysexits(3) where it has one. EX_INUSE is the errno that
 // IPC::Locker's lockerd exits with.
