@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -154,31 +155,30 @@ func (h *hold) keep(ctx context.Context) {
 // attend listens on the connection and proves both ends alive to each other. It
 // returns a nil error with a loss, otherwise why it stopped: ctx, or the connection.
 func (h *hold) attend(ctx context.Context, renewed *time.Duration) (Loss, error) {
-	interval := pingInterval
+	interval, answer := pingInterval, pingAnswer
 	lease := h.l.opts.Lease
 	if lease > 0 {
-		interval = min(interval, lease/4)
+		interval, answer = min(interval, lease/4), min(answer, lease/4)
 	}
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	var (
 		sent    time.Duration // when the proof under way was asked for
 		pending bool
 	)
 	for {
-		r, err := h.conn.next(ctx, tick.C)
+		r, err := h.conn.next(ctx, timer.C)
 		now := bootTime()
 		if lease > 0 && now-*renewed >= lease-lease/4 {
 			return Loss{Cause: CauseLease}, nil
 		}
 		switch {
 		case errors.Is(err, errSilent) && pending:
-			if now-sent >= pingAnswer {
-				return Loss{}, again("lock server %v does not answer", h.conn.at)
-			}
-			continue
+			h.l.servers.demote(h.conn.at)
+			return Loss{}, again("lock server %v does not answer", h.conn.at)
 		case errors.Is(err, errSilent):
 			sent, pending = now, true
+			timer.Reset(answer)
 			if err := h.prove(lease > 0); err != nil {
 				return Loss{}, err
 			}
@@ -189,12 +189,14 @@ func (h *hold) attend(ctx context.Context, renewed *time.Duration) (Loss, error)
 		switch r.Kind {
 		case transport.ReplyPong:
 			pending = false
+			timer.Reset(interval)
 		case transport.ReplyStatus:
 			if h.conn.owed == 0 {
 				continue
 			}
 			h.conn.owed--
 			pending = false
+			timer.Reset(interval)
 			if loss, lost := h.judge(r.Status); lost {
 				return loss, nil
 			}
@@ -244,11 +246,12 @@ func (h *hold) reattach(ctx context.Context, renewed *time.Duration) (Loss, erro
 	r := &retries{pause: firstPause}
 	for {
 		for _, at := range h.l.servers.order() {
-			if loss, lost := h.expired(*renewed); lost {
+			loss, left := h.left(*renewed)
+			if left <= 0 {
 				return loss, nil
 			}
 			asked := bootTime()
-			c, st, err := h.renewAt(ctx, at)
+			c, st, err := h.renewAt(ctx, at, min(left, pingAnswer))
 			if ctx.Err() != nil {
 				if c != nil {
 					c.close()
@@ -272,6 +275,9 @@ func (h *hold) reattach(ctx context.Context, renewed *time.Duration) (Loss, erro
 		}
 		r.until = time.Now().Add(time.Minute) // we never give up
 		pause, _, _ := r.next()
+		if _, left := h.left(*renewed); left < pause {
+			pause = left
+		}
 		if sleep(ctx, pause) != nil {
 			return Loss{}, context.Cause(ctx)
 		}
@@ -280,21 +286,25 @@ func (h *hold) reattach(ctx context.Context, renewed *time.Duration) (Loss, erro
 
 var errAttached = errors.New("attached")
 
-// expired says whether the hold can no longer be relied upon, though nobody can
-// be asked: a cluster that we do not reach takes it away without us.
-func (h *hold) expired(renewed time.Duration) (Loss, bool) {
+// left is how much longer the hold can be relied upon while nobody can be asked,
+// and what its loss is called then: a cluster that we do not reach takes it away
+// without us.
+func (h *hold) left(renewed time.Duration) (Loss, time.Duration) {
 	now := bootTime()
-	if lease := h.l.opts.Lease; lease > 0 && now-renewed >= lease-lease/4 {
-		return Loss{Cause: CauseLease}, true
+	loss, left := Loss{}, time.Duration(math.MaxInt64)
+	if limit := h.l.opts.HoldLimit; limit > 0 {
+		loss, left = Loss{Cause: CauseLimit}, limit-(now-h.since)
 	}
-	if limit := h.l.opts.HoldLimit; limit > 0 && now-h.since >= limit {
-		return Loss{Cause: CauseLimit}, true
+	if lease := h.l.opts.Lease; lease > 0 {
+		if l := lease - lease/4 - (now - renewed); l < left {
+			loss, left = Loss{Cause: CauseLease}, l
+		}
 	}
-	return Loss{}, false
+	return loss, left
 }
 
-func (h *hold) renewAt(ctx context.Context, at endpoint) (*conn, transport.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, pingAnswer)
+func (h *hold) renewAt(ctx context.Context, at endpoint, patience time.Duration) (*conn, transport.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := dial(ctx, at, &h.l.opts)
 	if err != nil {

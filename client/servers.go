@@ -31,16 +31,23 @@ func (s *servers) promote(at endpoint) {
 	}
 }
 
+// demote puts a server last that is not worth waiting for now.
+func (s *servers) demote(at endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.list, at); i >= 0 {
+		s.list = append(slices.Delete(s.list, i, i+1), at)
+	}
+}
+
 // maxServers bounds the list that servers can add to.
 const maxServers = 64
 
 // moved puts the servers that a stopping one has named first, and that one last.
 func (s *servers) moved(from endpoint, addrs []string) {
+	s.demote(from)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.list, from); i >= 0 {
-		s.list = append(slices.Delete(s.list, i, i+1), from)
-	}
 	for _, a := range slices.Backward(addrs) {
 		host, port, err := splitHostPort(a)
 		if err != nil || host == "" || !isPort(port) {

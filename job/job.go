@@ -74,6 +74,7 @@ type Job struct {
 	once    sync.Once
 	done    chan struct{}
 	exit    Exit
+	halted  bool // the command is stopped, and we with it
 }
 
 // change is one answer of wait4(2).
@@ -240,9 +241,16 @@ func (j *Job) run(stops *stopSignals) {
 
 // forward passes a signal that was sent to us on to the command.
 func (j *Job) forward(s syscall.Signal) {
-	if s == syscall.SIGCONT && j.own {
+	switch {
+	case s == syscall.SIGCONT && j.own:
 		// fg: the shell has given the terminal to our group before it continued us.
 		j.tty.handOver(j.pid)
+		j.halted = false
+	case s == syscall.SIGTSTP && j.halted:
+		// Ctrl-Z right after fg, when the terminal was still ours: the kernel drops
+		// the SIGCONT for it (signal(7)), and the command has never run on.
+		_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
+		return
 	}
 	if !j.own {
 		// What the terminal sends goes to the whole foreground group, so the
@@ -279,6 +287,7 @@ func (j *Job) stopped(s syscall.Signal) {
 		_ = syscall.Kill(-j.pid, syscall.SIGCONT)
 		return
 	}
+	j.halted = true
 	// The code for going on is in forward, with SIGCONT: this thread may run a
 	// little after kill has returned.
 	_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
