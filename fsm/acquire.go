@@ -77,7 +77,7 @@ func (m *Machine) reenter(ask Ask, a Acquire, c *claim) Result {
 	}
 	m.supersede(c, ask)
 	again := *h
-	again.Ask = ask
+	again.Ask, again.Attached = ask, false
 	again.Limit, again.Lease = a.Limit, a.Lease
 	again.Granted, again.Renewed = m.now, m.now
 	again.Process, again.Autounlock = a.Process, a.Autounlock

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 )
 
@@ -103,6 +104,23 @@ func BenchmarkWithdraw(b *testing.B) {
 	for i := range b.N {
 		owner := owners[1+(i*7919+50_000)%(len(owners)-1)]
 		apply(m, Release{Owner: owner, Locks: locks}, Acquire{Owner: owner, Locks: locks, Block: true})
+	}
+}
+
+// BenchmarkMemory says what a hold costs.
+func BenchmarkMemory(b *testing.B) {
+	heap := func() uint64 {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	const n = 100_000
+	for b.Loop() {
+		before := heap()
+		m := bigTable(b, n)
+		b.ReportMetric(float64(heap()-before)/n, "B/hold")
+		runtime.KeepAlive(m)
 	}
 }
 

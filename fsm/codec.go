@@ -19,9 +19,11 @@ const (
 	kindNodeGone
 )
 
+// Flags of requests and of holds.
 const (
 	flagBlock = 1 << iota
 	flagAutounlock
+	flagAttached
 )
 
 // AppendEntry appends the encoding of e:

@@ -76,8 +76,7 @@ func TestGolden(t *testing.T) {
 	line("entry", AppendEntry(nil, Entry{Now: 1000, Proposals: []Proposal{{Command: Tick{}}, {Command: Tick{}}}}))
 	line("result", AppendResult(nil, fullResult()))
 	line("event", AppendEvent(nil, fullEvent()))
-	m, _ := busyTable(1)
-	line("snapshot", encode(t, m))
+	line("snapshot", encode(t, sound(t)))
 
 	const path = "testdata/golden.txt"
 	if *update {

@@ -92,7 +92,8 @@ type Release struct {
 // Withdraw undoes the Acquire that was made as Ask, because its client has gone:
 // a wait leaves the queues, and a hold that was never delivered is released. It
 // does nothing once another Acquire of the same claimant has taken the claim over. If it
-// comes before that Acquire, the Acquire will do nothing.
+// comes before that Acquire, the Acquire will do nothing. A hold to which a Renew
+// has attached itself is not ended by withdrawing the Renew.
 type Withdraw struct{ Ask Ask }
 
 // Break ends whoever holds Locks. With Fence, only that hold, and only if it has

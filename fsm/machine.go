@@ -16,6 +16,7 @@ type Hold struct {
 	Renewed    Millis // last proof of life; Lease counts from here
 	Process    Process
 	Autounlock bool
+	Attached   bool // Ask is that of a Renew, and the hold itself is older
 }
 
 // Wait is a queued request; like Hold, never changed once in the table. Its

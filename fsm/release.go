@@ -48,6 +48,9 @@ func (m *Machine) releaseFence(c Release) Result {
 
 func (m *Machine) withdraw(c Withdraw) Result {
 	if cl := m.asks[c.Ask]; cl != nil {
+		if cl.hold != nil && cl.hold.Attached {
+			return Result{} // what is undone is the attachment: its owner has the hold still
+		}
 		m.end(cl, CauseUndelivered, "")
 		m.settle()
 		return Result{}
@@ -129,7 +132,7 @@ func (m *Machine) renew(ask Ask, c Renew) Result {
 	again.Renewed = m.now
 	if c.Attach {
 		m.supersede(cl, ask)
-		again.Ask = ask
+		again.Ask, again.Attached = ask, true
 	}
 	m.replaceHold(cl, &again)
 	return Result{Fence: again.Fence, Locks: again.Locks}

@@ -113,7 +113,11 @@ func (r *reader) hold() *Hold {
 	h.Limit, h.Lease = r.millis(), r.millis()
 	h.Granted, h.Renewed = r.millis(), r.millis()
 	h.Process = r.process()
-	h.Autounlock = r.bool()
+	flags := r.byte()
+	if flags&^(flagAutounlock|flagAttached) != 0 {
+		r.fail("flags %#x", flags)
+	}
+	h.Autounlock, h.Attached = flags&flagAutounlock != 0, flags&flagAttached != 0
 	return h
 }
 

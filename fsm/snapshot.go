@@ -157,7 +157,14 @@ func appendHold(b []byte, h *Hold) []byte {
 	b = binary.AppendUvarint(b, uint64(h.Granted))
 	b = binary.AppendUvarint(b, uint64(h.Renewed))
 	b = appendProcess(b, h.Process)
-	return appendBool(b, h.Autounlock)
+	var flags byte
+	if h.Autounlock {
+		flags |= flagAutounlock
+	}
+	if h.Attached {
+		flags |= flagAttached
+	}
+	return append(b, flags)
 }
 
 // Digest is a hash of the whole table: equal for equal tables. It costs as much
