@@ -1,0 +1,36 @@
+# make        builds every program into bin/
+# make test   is what a change has to pass
+
+VERSION     ?= 2.0
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 3s
+
+# Plain go build and go test only: whatever is here can be typed by hand.
+.PHONY: build test lint race fuzz demo bench clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+test: lint race fuzz
+
+lint:
+	go vet ./...
+	@unformatted=$$(go run $(GOFUMPT) -l .) && if [ -n "$$unformatted" ]; then \
+		echo "not formatted; run: go run $(GOFUMPT) -w ."; echo "$$unformatted"; exit 1; fi
+	go run $(STATICCHECK) ./...
+
+race:
+	go test -race ./...
+
+fuzz:
+	scripts/fuzz $(FUZZTIME)
+
+demo: build
+	scripts/demo
+
+bench:
+	go test -run '^$$' -bench . -benchmem ./...
+
+clean:
+	rm -rf bin
