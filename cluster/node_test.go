@@ -245,3 +245,35 @@ func TestTruncatedLog(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestABadCommandStopsNobody proposes what the log's decoder would refuse: it must
+// be refused before it is written, or every server would stop at it for good.
+func TestABadCommandStopsNobody(t *testing.T) {
+	f := newFarm(t, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	long := strings.Repeat("x", fsm.MaxName+1)
+	many := make([]string, fsm.MaxLocks+1)
+	for i := range many {
+		many[i] = fmt.Sprint("l", i)
+	}
+	for _, c := range []fsm.Command{
+		fsm.Release{Owner: "amy", Locks: []string{long}},
+		fsm.Release{Owner: "amy", Locks: many},
+		fsm.Break{Locks: []string{"a b"}, By: "amy"},
+		fsm.Acquire{Owner: "amy"},
+		fsm.Acquire{Owner: "amy", Locks: []string{"a", "a"}},
+		fsm.Acquire{Owner: strings.Repeat("y", 100_000), Locks: []string{"a"}},
+	} {
+		res, err := f.nodes[0].Submit(ctx, c)
+		if err != nil || res.Code != fsm.Refused || res.Reason == "" {
+			t.Errorf("%.80v: %+v, %v", c, res, err)
+		}
+	}
+	if _, res, err := f.nodes[0].Acquire(ctx, fsm.Acquire{Owner: "amy", Locks: []string{"a"}}, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+		t.Fatalf("afterwards: %+v, %v", res, err)
+	}
+	if err := f.nodes[0].Err(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -73,7 +73,13 @@ func (o *office) now() fsm.Millis {
 // result once it is committed and applied, or an error, in which case that is not
 // known.
 func (o *office) propose(p fsm.Proposal, done func(fsm.Result, error)) {
-	if why := o.refuse(p.Command); why != "" {
+	// What the table's decoder would not read must never get into the log: every
+	// server would stop at it.
+	why := o.refuse(p.Command)
+	if err := fsm.Validate(p.Command); err != nil {
+		why = err.Error()
+	}
+	if why != "" {
 		go done(fsm.Result{Code: fsm.Refused, Reason: why}, nil)
 		return
 	}
