@@ -62,14 +62,39 @@ func (s *screen) send(text string) {
 	}
 }
 
+// press sends a key until text appears: right behind fg, while the shell has the
+// terminal still, a key is nobody's.
+func (s *screen) press(key, text string) {
+	s.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		s.send(key)
+		next := time.Now().Add(300 * time.Millisecond)
+		for time.Now().Before(next) {
+			if i := strings.Index(s.all()[s.seen:], text); i >= 0 {
+				s.seen += i + len(text)
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("no %q on the terminal, but:\n%s", text, s.all()[s.seen:])
+		}
+	}
+}
+
+func (s *screen) all() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
+}
+
 // expect waits until text appears after what was expected last.
 func (s *screen) expect(text string) {
 	s.t.Helper()
 	deadline := time.After(patience)
 	for {
-		s.mu.Lock()
-		all := s.text.String()
-		s.mu.Unlock()
+		all := s.all()
 		if i := strings.Index(all[s.seen:], text); i >= 0 {
 			s.seen += i + len(text)
 			return
@@ -128,10 +153,7 @@ func TestCtrlCWithATrap(t *testing.T) {
 	s.expect("caught\r\n")
 	s.send("end\n")
 	s.expect("$ ")
-	s.mu.Lock()
-	n := strings.Count(s.text.String(), "caught\r\n")
-	s.mu.Unlock()
-	if n != 1 {
+	if n := strings.Count(s.all(), "caught\r\n"); n != 1 {
 		t.Errorf("one Ctrl-C came %d times", n)
 	}
 }
@@ -141,8 +163,7 @@ func TestCtrlZStopsBothAndFgContinues(t *testing.T) {
 	s.send("$W sh -c " + report + "'read line; echo \"<$line>\"; exit 5'\n")
 	s.expect("begun\r\n")
 	for range 2 {
-		s.send("\x1a")
-		s.expect("Stopped")
+		s.press("\x1a", "Stopped")
 		s.expect("$ ")
 		s.send("fg\n")
 		s.expect("$W sh")
@@ -198,7 +219,7 @@ func TestCtrlCEndsTheScriptToo(t *testing.T) {
 	s.expect("$ ")
 	s.send("echo status $?\n")
 	s.expect("status 130")
-	if strings.Contains(s.text.String(), "\nscript went on") {
+	if strings.Contains(s.all(), "\nscript went on") {
 		t.Error("the script goes on after Ctrl-C")
 	}
 }

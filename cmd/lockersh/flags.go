@@ -31,7 +31,7 @@ Examples:
   lockersh --lock nightly --try -- rsync -a 'My Files' backup:
   lockersh --lock lic1:lic2:lic3 --timeout 600 simulate   any one of three
   lockersh --lock db --all --lock disk --shared backup    both at once, shared
-  lockersh --lock build --slots 4 make                    at most four at a time
+  lockersh --lock build --slots 4 make                    at most four at once
 
 Options:
 `
@@ -41,8 +41,8 @@ Options may be shortened as long as they are unique, may start with one dash,
 and ignore case; --no-NAME undoes one that has no value. SECONDS may have a
 fraction, or a unit as in 90s, 5m, 2h. Options end at the first other word.
 
-The command finds LOCKER_LOCK (the lock it has; several with colons between) and
-LOCKER_FENCE (the fencing token, which only ever grows) in its environment.
+The command finds LOCKER_LOCK (the lock it has; several with colons between)
+and LOCKER_FENCE (the fencing token, which only grows) in its environment.
 
 Environment:
   IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
@@ -129,6 +129,7 @@ func flags(r *raw) *pflag.FlagSet {
 	r.grace = seconds(graceDefault)
 	fs.Var(&r.grace, "grace", "time from there to SIGKILL")
 	fs.IntVar(&r.fenceFD, "fence-fd", -1, "write the fencing token and a newline to this inherited descriptor `N`, and leave it open for the command")
+	fs.Lookup("fence-fd").DefValue = "0" // in the help, there is none
 	fs.StringVar(&r.hosts, "dhost", "", "`HOST` of the server, or several as in IPCLOCKER_HOST")
 	fs.StringVar(&r.port, "port", "", "`PORT` of the server, as IPCLOCKER_PORT")
 	fs.StringVar(&r.path, "path", "", "UNIX `SOCKET` of the server, instead of host and port")

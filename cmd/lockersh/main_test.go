@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// patience is how long a script waits for what must happen.
+const patience = 20 * time.Second
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"lockersh": main})
+}
+
+// lockerd is the server under the scripts, built once.
+var lockerd = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "lockersh-test")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "lockerd")
+	if out, err := exec.Command("go", "build", "-o", path, "../lockerd").CombinedOutput(); err != nil {
+		return "", errors.New(string(out))
+	}
+	return path, nil
+})
+
+// TestScripts runs testdata/*.txtar, each with a cluster of one node of its own.
+// Besides the commands of testscript they have:
+//
+//	lockerd [restart|kill]        the node; after kill it is dead, after restart it
+//	                         was killed and serves again
+//	eventually CMD [ARG]...       runs a command again and again until it succeeds
+func TestScripts(t *testing.T) {
+	server, err := lockerd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(server)) })
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
+			env.Setenv("USER", "tester")
+			n := &node{path: server, dir: env.WorkDir}
+			env.Values["node"] = n
+			env.Defer(n.kill)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"lockerd":    cmdLockerd,
+			"eventually": cmdEventually,
+		},
+	})
+}
+
+// node is the lockerd of one script.
+type node struct {
+	path, dir string
+	cmd       *exec.Cmd
+}
+
+func (n *node) start(ts *testscript.TestScript) {
+	log, err := os.OpenFile(filepath.Join(n.dir, "lockerd.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	ts.Check(err)
+	defer log.Close()
+	n.cmd = exec.Command(n.path, "--path", filepath.Join(n.dir, "sock"), "--data-dir", filepath.Join(n.dir, "data"),
+		"--peer", "127.0.0.1:0", "--gossip", "off", "--http", "off")
+	n.cmd.Stderr = log
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ts.Check(n.cmd.Start())
+	cmdEventually(ts, false, []string{"lockersh", "--try", "--lock", "probe", "true"})
+}
+
+func (n *node) kill() {
+	if n.cmd != nil {
+		_ = n.cmd.Process.Kill()
+		_ = n.cmd.Wait()
+		n.cmd = nil
+	}
+}
+
+func cmdLockerd(ts *testscript.TestScript, _ bool, args []string) {
+	n := ts.Value("node").(*node)
+	switch {
+	case len(args) == 0:
+		n.start(ts)
+	case args[0] == "restart":
+		n.kill()
+		n.start(ts)
+	case args[0] == "kill":
+		n.kill()
+	default:
+		ts.Fatalf("usage: lockerd [restart|kill]")
+	}
+}
+
+func cmdEventually(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(patience)
+	for {
+		err := ts.Exec(args[0], args[1:]...)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%q fails still: %v", args, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
