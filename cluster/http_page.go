@@ -80,7 +80,7 @@ td.n,th.n{text-align:right}h1{font-size:1.4em}h2{font-size:1.1em}.bad{color:#a00
 <h1>{{.Name}}: {{.Role}}</h1>
 {{if not .Ready}}<p class="bad">Not ready: {{.Reason}}</p>{{end}}
 <table>
-<tr><th>Leader</th><td>{{with .Leader}}{{or .Name .ID}} ({{.Addr}}){{else}}<span class="bad">none</span>{{end}}</td></tr>
+<tr><th>Leader</th><td>{{if .LeaderID}}{{or .Leader .LeaderID}} ({{.LeaderAddr}}){{else}}<span class="bad">none</span>{{end}}</td></tr>
 <tr><th>Term</th><td>{{.Term}}</td></tr>
 <tr><th>Log</th><td>committed {{.Commit}}, applied {{.Applied}}</td></tr>
 {{with .Counts}}<tr><th>Table</th><td>{{.Locks}} locks, {{.Holds}} holds, {{.Waits}} waiting</td></tr>{{end}}

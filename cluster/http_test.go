@@ -28,14 +28,14 @@ func (n *adminFake) Report(context.Context, bool) (Status, error) {
 	c := n.counts()
 	s := Status{
 		Name: "n1", ID: "id1", Role: n.role, Version: "2.0", Started: n.Started(), Term: 7, Ready: true,
-		Leader:  &ServerStatus{Name: "n2", ID: "id2", Addr: "192.0.2.2:1753", Leader: true},
+		Leader: "n2", LeaderID: "id2", LeaderAddr: "192.0.2.2:1753",
 		Servers: []ServerStatus{{Name: "n1", ID: "id1", Reachable: true}, {Name: "<n2>", ID: "id2"}},
 	}
 	if n.role != "agent" {
 		s.Counts = &TableCounts{Locks: c.Locks, Holds: c.Holds, Waits: c.Waits, Fence: uint64(c.Fence), Ticket: uint64(c.Ticket)}
 	}
 	if err := n.failure(); err != nil {
-		s.Ready, s.Reason, s.Leader = false, err.Error(), nil
+		s.Ready, s.Reason, s.LeaderID = false, err.Error(), ""
 	}
 	return s, nil
 }

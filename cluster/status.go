@@ -27,7 +27,10 @@ type Status struct {
 	Ready  bool   `json:"ready"`
 	Reason string `json:"reason,omitempty"` // why it is not ready
 
-	Leader  *ServerStatus  `json:"leader"` // null while none is known
+	Leader     string `json:"leader"` // its name; empty while there is none, or gossip has not told
+	LeaderID   string `json:"leader_id"`
+	LeaderAddr string `json:"leader_addr"` // of its peer port
+
 	Term    uint64         `json:"term"`
 	Commit  uint64         `json:"commit_index"`
 	Applied uint64         `json:"applied_index"`
@@ -82,7 +85,7 @@ func (n *Node) Report(ctx context.Context, digest bool) (Status, error) {
 	}
 	for _, v := range s.Servers {
 		if v.Leader {
-			s.Leader = &v
+			s.Leader, s.LeaderID, s.LeaderAddr = v.Name, v.ID, v.Addr
 		}
 	}
 	if err := n.inTouch(); err != nil {

@@ -33,7 +33,7 @@ func TestReportOfACluster(t *testing.T) {
 			if n == lead {
 				want = "leader"
 			}
-			if r.Role != want || !r.Ready || r.Leader == nil || r.Leader.ID != lead.id || len(r.Servers) != 3 {
+			if r.Role != want || !r.Ready || r.LeaderID != lead.id || r.LeaderAddr != lead.addr || len(r.Servers) != 3 {
 				t.Errorf("%s: %+v", n.Name(), r)
 			}
 			if r.Counts.Holds != 1 || r.Counts.Fence != 1 || r.Term == 0 || r.Commit == 0 {

@@ -36,7 +36,9 @@ type status struct {
 	Started time.Time `json:"started"`
 	Ready   bool      `json:"ready"`
 	Reason  string    `json:"reason"`
-	Leader  *server   `json:"leader"`
+	Leader  string    `json:"leader"`
+	LeadID  string    `json:"leader_id"`
+	LeadAt  string    `json:"leader_addr"`
 	Term    uint64    `json:"term"`
 	Commit  uint64    `json:"commit_index"`
 	Applied uint64    `json:"applied_index"`

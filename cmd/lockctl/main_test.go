@@ -18,7 +18,7 @@ const holdsJSON = `{"holds":[{"lock":"a","locks":["a","b"],"owner":"alice","fenc
 "waiters":[{"locks":["a","c"],"owner":"bob\u001b[31m","ticket":3,"place":1,"mode":"exclusive","choice":"any","waited_ms":20}]}`
 
 const statusJSON = `{"name":"n1","id":"i1","role":"follower","version":"2.0","started":"2020-01-01T00:00:00Z","ready":true,
-"leader":{"name":"n2","id":"i2","addr":"h2:1753","leader":true,"voter":true,"reachable":true},"term":4,"commit_index":9,"applied_index":8,
+"leader":"n2","leader_id":"i2","leader_addr":"h2:1753","term":4,"commit_index":9,"applied_index":8,
 "servers":[{"name":"n1","id":"i1","addr":"h1:1753","voter":true,"reachable":true},{"id":"i3","addr":"h3:1753","voter":true}],
 "counts":{"locks":3,"holds":2,"waits":1,"nodes":1,"fence":7,"ticket":3}}`
 
@@ -61,7 +61,7 @@ func TestOutput(t *testing.T) {
 			"Node     n1 (follower)\n", "Ready    yes\n", "Leader   n2 (h2:1753)\n", "Log      committed 9, applied 8\n",
 			"Table    3 locks, 2 holds, 1 waiting\n", "n1      h1:1753  voter  yes\n", "i3      h3:1753  voter  no\n",
 		}, "Digest"},
-		{"status", `{"name":"n1","role":"candidate","ready":false,"reason":"no leader: 1 of 3 servers reachable","leader":null}`, "/v1/status", []string{
+		{"status", `{"name":"n1","role":"candidate","ready":false,"reason":"no leader: 1 of 3 servers reachable","leader":"","leader_id":""}`, "/v1/status", []string{
 			"Ready    no: no leader: 1 of 3 servers reachable\n", "Leader   none\n",
 		}, "Table"},
 		{"status --digest", `{"digest":"abc","digest_index":5}`, "/v1/status?digest=1", []string{"Digest   abc at 5\n"}, ""},

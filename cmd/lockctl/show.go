@@ -43,8 +43,8 @@ func (p *program) printStatus(s status) {
 	} else {
 		row("Ready", "no: %s", plain(s.Reason))
 	}
-	if s.Leader != nil {
-		row("Leader", "%s (%s)", s.Leader.title(), plain(s.Leader.Addr))
+	if s.LeadID != "" {
+		row("Leader", "%s (%s)", title(s.Leader, s.LeadID), plain(s.LeadAt))
 	} else {
 		row("Leader", "none")
 	}
@@ -65,16 +65,17 @@ func (p *program) printStatus(s status) {
 	w = p.columns()
 	fmt.Fprintln(w, "SERVER\tADDRESS\tROLE\tREACHABLE")
 	for _, v := range s.Servers {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.title(), plain(v.Addr), role(v.Leader, v.Voter), yes(v.Reachable))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", title(v.Name, v.ID), plain(v.Addr), role(v.Leader, v.Voter), yes(v.Reachable))
 	}
 	w.Flush()
 }
 
-func (s *server) title() string {
-	if s.Name != "" {
-		return plain(s.Name)
+// title is what to call a server: by its name, if that is known.
+func title(name, id string) string {
+	if name != "" {
+		return plain(name)
 	}
-	return plain(s.ID)
+	return plain(id)
 }
 
 func (p *program) membersCommand() *cobra.Command {
