@@ -92,6 +92,7 @@ func (n *Node) tryFound(servers []gossiped) error {
 	}
 	n.log.Info("cluster founded", "cluster", cluster, "servers", len(servers))
 	n.gossip.announce()
+	n.campaign()
 	return nil
 }
 
