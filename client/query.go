@@ -16,34 +16,34 @@ const maxEntries = 4 << 20
 // Entry is a line of LockList.
 type Entry struct{ Lock, Owner string }
 
-// HoldInfo is a hold in the cluster's table.
+// HoldInfo is a hold in the cluster's table. Times are in milliseconds.
 type HoldInfo struct {
-	Lock       string   `json:"lock"`
+	Lock       string   `json:"lock"` // the first of Locks
 	Locks      []string `json:"locks"`
 	Owner      string   `json:"owner"`
 	Fence      uint64   `json:"fence"`
-	Mode       string   `json:"mode"`
-	Slots      uint32   `json:"slots"`
-	Host       string   `json:"host"`
-	PID        int32    `json:"pid"`
-	GrantedMS  int64    `json:"granted_ms_ago"`
-	LeftMS     int64    `json:"left_ms"`
-	LeaseMS    int64    `json:"lease_ms"`
+	Mode       string   `json:"mode"` // exclusive, shared or slots
+	Slots      uint32   `json:"slots,omitempty"`
+	Host       string   `json:"host,omitempty"`
+	PID        int32    `json:"pid,omitempty"`
+	GrantedAgo int64    `json:"granted_ms_ago"`
+	Left       *int64   `json:"left_ms,omitempty"` // until the hold limit; nil without one
+	Lease      int64    `json:"lease_ms,omitempty"`
 	Autounlock bool     `json:"autounlock"`
 	Waiters    int      `json:"waiters"`
 }
 
-// WaiterInfo is a queued request in the cluster's table.
+// WaiterInfo is a queued request in the cluster's table. Times are in milliseconds.
 type WaiterInfo struct {
-	Locks    []string `json:"locks"`
-	Owner    string   `json:"owner"`
-	Ticket   uint64   `json:"ticket"`
-	Place    int      `json:"place"`
-	Mode     string   `json:"mode"`
-	Choice   string   `json:"choice"`
-	Host     string   `json:"host"`
-	PID      int32    `json:"pid"`
-	WaitedMS int64    `json:"waited_ms"`
+	Locks  []string `json:"locks"`
+	Owner  string   `json:"owner"`
+	Ticket uint64   `json:"ticket"`
+	Place  int      `json:"place"` // 1 is next
+	Mode   string   `json:"mode"`
+	Choice string   `json:"choice"` // any or all
+	Host   string   `json:"host,omitempty"`
+	PID    int32    `json:"pid,omitempty"`
+	Waited int64    `json:"waited_ms"`
 }
 
 // Table is all that is held and waited for.
