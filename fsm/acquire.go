@@ -82,6 +82,7 @@ func (m *Machine) reenter(ask Ask, a Acquire, c *claim) Result {
 	again.Granted, again.Renewed = m.now, m.now
 	again.Process, again.Autounlock = a.Process, a.Autounlock
 	m.replaceHold(c, &again)
+	m.events = append(m.events, m.holdEvent(EventRenewed, &again))
 	return Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: m.blocker(a.Locks)}
 }
 
@@ -91,6 +92,7 @@ func (m *Machine) rejoin(ask Ask, a Acquire, c *claim) Result {
 	again := *c.wait
 	again.Ask, again.Request = ask, a
 	m.replaceWait(c, &again)
+	m.events = append(m.events, m.waitEvent(EventRenewed, &again))
 	return Result{Code: Queued, Ticket: again.Ticket, Owner: m.blocker(a.Locks), Checks: m.checks(a, "")}
 }
 

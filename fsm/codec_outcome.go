@@ -84,6 +84,7 @@ func AppendEvent(dst []byte, e Event) []byte {
 	dst = binary.AppendUvarint(dst, uint64(e.Ticket))
 	dst = append(dst, byte(e.Mode))
 	dst = appendProcess(dst, e.Process)
+	dst = appendBool(dst, e.Autounlock)
 	dst = append(dst, byte(e.Cause))
 	dst = appendString(dst, e.By)
 	dst = binary.AppendUvarint(dst, uint64(e.At))
@@ -97,7 +98,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e := Event{Kind: EventKind(r.byte())}
 	switch {
 	case r.err != nil:
-	case e.Kind > EventSuperseded:
+	case e.Kind > EventRenewed:
 		r.err = fmt.Errorf("%w (event kind %d is not known here)", ErrNewer, e.Kind)
 	case e.Kind == 0:
 		r.fail("event kind 0")
@@ -112,6 +113,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e.Ticket = Ticket(body.uvarint())
 	e.Mode = body.mode()
 	e.Process = body.process()
+	e.Autounlock = body.bool()
 	e.Cause = Cause(body.byte())
 	if e.Cause > CauseNodeGone {
 		body.fail("cause %d", e.Cause)

@@ -55,7 +55,7 @@ func fullResult() Result {
 func fullEvent() Event {
 	return Event{
 		Kind: EventReleased, Ask: Ask{1, 2}, Waited: true, Owner: "ann", ID: RequestID{7}, Locks: []string{"a", "b"},
-		Fence: 3, Ticket: 4, Mode: Slots, Process: fullProcess(), Cause: CauseBroken, By: "root", At: 5,
+		Fence: 3, Ticket: 4, Mode: Slots, Process: fullProcess(), Autounlock: true, Cause: CauseBroken, By: "root", At: 5,
 	}
 }
 
@@ -191,7 +191,7 @@ func TestDecodeOutcomeRefuses(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", name, v, err)
 		}
 	}
-	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventSuperseded + 1})); !errors.Is(err, ErrNewer) {
+	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventRenewed + 1})); !errors.Is(err, ErrNewer) {
 		t.Errorf("later event kind: %v", err)
 	}
 	if _, _, err := DecodeResult([]byte{2, 0}); !errors.Is(err, ErrNewer) {

@@ -31,7 +31,8 @@
 //
 // A request that takes a claim over from an earlier Ask is told to that one by
 // [EventSuperseded]; its Cause is CauseOwner if its wait left the queue (rule 4),
-// and CauseNone if the claim itself lives on.
+// and CauseNone if the claim itself lives on. [EventRenewed] says what the claim
+// is then: whose request, and which process it ends with.
 //
 // # Queues
 //

@@ -182,7 +182,7 @@ func (m *Machine) supersede(c *claim, ask Ask) {
 func (m *Machine) holdEvent(kind EventKind, h *Hold) Event {
 	return Event{
 		Kind: kind, Ask: h.Ask, Owner: h.Owner, ID: h.ID, Locks: h.Locks,
-		Fence: h.Fence, Mode: h.Mode, Process: h.Process, At: m.now,
+		Fence: h.Fence, Mode: h.Mode, Process: h.Process, Autounlock: h.Autounlock, At: m.now,
 	}
 }
 
@@ -190,6 +190,6 @@ func (m *Machine) waitEvent(kind EventKind, w *Wait) Event {
 	r := &w.Request
 	return Event{
 		Kind: kind, Ask: w.Ask, Owner: r.Owner, ID: r.ID, Locks: r.Locks,
-		Ticket: w.Ticket, Mode: r.Mode, Process: r.Process, At: m.now,
+		Ticket: w.Ticket, Mode: r.Mode, Process: r.Process, Autounlock: r.Autounlock, At: m.now,
 	}
 }

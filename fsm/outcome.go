@@ -51,10 +51,14 @@ const (
 	// earlier one. Cause is CauseOwner if its wait has left the queues, and
 	// CauseNone if the claim lives on.
 	EventSuperseded
+
+	// EventRenewed: a later request of its claimant has taken a claim over, or the
+	// same asked again. Ask and Process are that request's.
+	EventRenewed
 )
 
 func (k EventKind) String() string {
-	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded")
+	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed")
 }
 
 // Cause says why a hold or a wait ended.
@@ -86,19 +90,20 @@ func word(i int, words ...string) string {
 // concerns, so that the node which made it can tell its client; events come in
 // the order in which things happened.
 type Event struct {
-	Kind    EventKind
-	Ask     Ask
-	Waited  bool // EventGranted: the grant ends a wait, and the client behind Ask is to be told
-	Owner   string
-	ID      RequestID
-	Locks   []string
-	Fence   Fence
-	Ticket  Ticket // EventGranted: of the wait that it ends, if it ends one
-	Mode    Mode
-	Process Process
-	Cause   Cause
-	By      string
-	At      Millis
+	Kind       EventKind
+	Ask        Ask
+	Waited     bool // EventGranted: the grant ends a wait, and the client behind Ask is to be told
+	Owner      string
+	ID         RequestID
+	Locks      []string
+	Fence      Fence
+	Ticket     Ticket // EventGranted: of the wait that it ends, if it ends one
+	Mode       Mode
+	Process    Process
+	Autounlock bool // the claim ends with Process
+	Cause      Cause
+	By         string
+	At         Millis
 }
 
 // Outcome is what applying an entry gave: one result a proposal, and the events.

@@ -227,6 +227,7 @@ func (t *twin) acquire(ask Ask, a Acquire) Result {
 			h.Ask, h.Limit, h.Lease, h.Granted, h.Renewed = ask, a.Limit, a.Lease, t.now, t.now
 			h.Process, h.Autounlock, h.Attached = a.Process, a.Autounlock, false
 			t.holds[i] = h
+			t.event(EventRenewed, holdEvent(h))
 			return Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: t.busy(a.Locks)}
 		}
 	}
@@ -253,6 +254,7 @@ func (t *twin) acquire(ask Ask, a Acquire) Result {
 					t.supersede(w.Ask, waitEvent(w))
 				}
 				t.waits[i].Ask, t.waits[i].Request = ask, a
+				t.event(EventRenewed, waitEvent(t.waits[i]))
 				return Result{Code: Queued, Ticket: w.Ticket, Owner: t.busy(a.Locks), Checks: t.checks(a, "")}
 			}
 			t.leave(w, EventSuperseded, CauseOwner)
@@ -415,14 +417,14 @@ func (t *twin) checks(a Acquire, got string) (checks []Check) {
 
 func holdEvent(h Hold) Event {
 	return Event{
-		Ask: h.Ask, Owner: h.Owner, ID: h.ID, Locks: h.Locks, Fence: h.Fence, Mode: h.Mode, Process: h.Process,
+		Ask: h.Ask, Owner: h.Owner, ID: h.ID, Locks: h.Locks, Fence: h.Fence, Mode: h.Mode, Process: h.Process, Autounlock: h.Autounlock,
 	}
 }
 
 func waitEvent(w Wait) Event {
 	r := w.Request
 	return Event{
-		Ask: w.Ask, Owner: r.Owner, ID: r.ID, Locks: r.Locks, Ticket: w.Ticket, Mode: r.Mode, Process: r.Process,
+		Ask: w.Ask, Owner: r.Owner, ID: r.ID, Locks: r.Locks, Ticket: w.Ticket, Mode: r.Mode, Process: r.Process, Autounlock: r.Autounlock,
 	}
 }
 
