@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -19,6 +21,28 @@ import (
 
 // patience is how long a test waits for what must happen.
 const patience = 10 * time.Second
+
+// TestMain fails if anything of a Locker outlives it.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if code == 0 {
+		deadline := time.Now().Add(patience)
+		for {
+			stacks := make([]byte, 1<<20)
+			stacks = stacks[:runtime.Stack(stacks, true)]
+			if !bytes.Contains(stacks, []byte("lockerd/client.(*conn)")) && !bytes.Contains(stacks, []byte("lockerd/client.(*hold)")) {
+				break
+			}
+			if time.Now().After(deadline) {
+				fmt.Printf("goroutines are left:\n%s\n", stacks)
+				code = 1
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	os.Exit(code)
+}
 
 // fake is a lock server of one table in memory: exclusive locks, one queue each,
 // no time. It is written against the protocol's description and shares nothing

@@ -230,19 +230,11 @@ func (a *attempt) verify(c *conn, st transport.Status) error {
 // withdraw makes sure that a request whose caller has given up takes no lock:
 // not even if the grant is on its way to us.
 func (a *attempt) withdraw(c *conn) {
+	if c.proto != 1 && a.cancel(c) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
 	defer cancel()
-	if c.proto != 1 && c.send([]byte("CANCEL\n\n")) == nil {
-		for {
-			st, err := c.status(ctx, nil)
-			if err != nil {
-				break
-			}
-			if !st.Locked {
-				return
-			}
-		}
-	}
 	// A server of IPC::Locker forgets a waiter that hangs up, but keeps a lock that
 	// it has granted: so give it up from another connection.
 	_ = a.walk(ctx, func(c *conn) error {
@@ -255,6 +247,25 @@ func (a *attempt) withdraw(c *conn) {
 		_, err := c.status(ctx, nil)
 		return err
 	})
+}
+
+// cancel withdraws on the connection itself, and says whether the server has
+// confirmed it. A grant that crossed with it comes first.
+func (a *attempt) cancel(c *conn) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
+	defer cancel()
+	if c.send([]byte("CANCEL\n\n")) != nil {
+		return false
+	}
+	for {
+		st, err := c.status(ctx, nil)
+		if err != nil {
+			return false
+		}
+		if !st.Locked {
+			return true
+		}
+	}
 }
 
 // check answers autounlock_check: if the holder was a process of this host and is

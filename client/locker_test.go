@@ -95,6 +95,66 @@ func TestWaitIsWithdrawnWithItsContext(t *testing.T) {
 	}
 }
 
+func TestGrantThatCrossesWithTheCancel(t *testing.T) {
+	f := newFake(t, 2, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.setIntercept(func(q transport.Request, w io.Writer) bool {
+		switch q.Verb {
+		case transport.VerbLock:
+			cancel()
+			return true
+		case transport.VerbCancel:
+			b := transport.Status{Owner: "me", Locked: true, Locks: []string{"x"}, Fence: 5}.Append(nil, 2)
+			_, _ = w.Write(transport.Status{Fault: &transport.Fault{Word: transport.WordCancelled}}.Append(b, 2))
+			return true
+		}
+		return false
+	})
+	l := locker(t, Options{Locks: []string{"x"}, User: "me"}, f)
+	if err := l.Lock(ctx); !errors.Is(err, context.Canceled) || l.Locked() {
+		t.Errorf("%v, locked %v", err, l.Locked())
+	}
+	if n := len(f.requests(transport.VerbUnlock)); n != 0 {
+		t.Errorf("%d releases besides", n)
+	}
+}
+
+func TestCancelThatIsNotAnswered(t *testing.T) {
+	f := newFake(t, 2, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.setIntercept(func(q transport.Request, w io.Writer) bool {
+		if q.Verb == transport.VerbLock {
+			cancel()
+		}
+		return q.Verb == transport.VerbLock || q.Verb == transport.VerbCancel
+	})
+	l := locker(t, Options{Locks: []string{"x"}}, f)
+	start := time.Now()
+	if err := l.Lock(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if d := time.Since(start); d > 2*cancelTime+time.Second {
+		t.Errorf("took %v", d)
+	}
+	if n := len(f.requests(transport.VerbUnlock)); n != 1 {
+		t.Errorf("%d releases over another connection, want 1", n)
+	}
+}
+
+func TestEndlessRepliesEndWithTheContext(t *testing.T) {
+	f := newFake(t, 2, nil)
+	f.setIntercept(func(q transport.Request, w io.Writer) bool {
+		if q.Verb == transport.VerbLock {
+			_, _ = io.WriteString(w, strings.Repeat("place 3\n\nECHO x\nprint_waiting o\nfrob\n", 1000))
+		}
+		return q.Verb == transport.VerbLock
+	})
+	l := locker(t, Options{Locks: []string{"x"}, WaitLimit: 100 * time.Millisecond}, f)
+	if err := l.Lock(t.Context()); !errors.Is(err, ErrTimeout) {
+		t.Error(err)
+	}
+}
+
 func TestOldServerIsToldThatAWaitIsOver(t *testing.T) {
 	f := newFake(t, 1, nil)
 	f.table.hold("x", "other")

@@ -127,7 +127,7 @@ func flags(r *raw) *pflag.FlagSet {
 	r.onLost = onLostDefault
 	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
 	r.grace = seconds(graceDefault)
-	fs.Var(&r.grace, "grace", "time from there to SIGKILL")
+	fs.Var(&r.grace, "grace", "time from there to SIGKILL, with --lease at most a fifth of it")
 	fs.IntVar(&r.fenceFD, "fence-fd", -1, "write the fencing token and a newline to this inherited descriptor `N`, and leave it open for the command")
 	fs.Lookup("fence-fd").DefValue = "0" // in the help, there is none
 	fs.StringVar(&r.hosts, "dhost", "", "`HOST` of the server, or several as in IPCLOCKER_HOST")
@@ -304,6 +304,11 @@ func read(args []string) (*settings, error) {
 		return nil, fmt.Errorf("--on-lost: %w", err)
 	}
 	s.job.Grace = time.Duration(r.grace)
+	if r.lease > 0 {
+		// The client gives notice a quarter of the lease ahead: the command must be
+		// dead within that.
+		s.job.Grace = min(s.job.Grace, time.Duration(r.lease)/5)
+	}
 	if fs.Changed("fence-fd") {
 		if err := checkInherited(r.fenceFD); err != nil {
 			return nil, fmt.Errorf("--fence-fd %d: %w", r.fenceFD, err)
