@@ -98,13 +98,21 @@ func domainOf(name string) string {
 	return name[i+1:]
 }
 
-// bootID names this boot of the kernel, empty if it cannot be read (random(4)).
+// bootID names this boot of the kernel and, after a slash, the pid namespace that
+// process numbers are of (random(4), pid_namespaces(7)): the node of this host must
+// not look for a process of a container among its own. Empty if it cannot be read.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""
 	}
-	return string(bytes.TrimSpace(b))
+	id := string(bytes.TrimSpace(b))
+	if info, err := os.Stat("/proc/self/ns/pid"); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			id += "/" + strconv.FormatUint(st.Ino, 10)
+		}
+	}
+	return id
 }
 
 // processStat is the state letter and the start time in clock ticks since boot of

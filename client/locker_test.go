@@ -483,6 +483,25 @@ func TestNoLeaderIsAskedAgain(t *testing.T) {
 	}
 }
 
+func TestTryDoesNotWaitForALeaderForLong(t *testing.T) {
+	f := newFake(t, 2, nil)
+	f.setIntercept(func(q transport.Request, w io.Writer) bool {
+		if q.Verb == transport.VerbLock {
+			_, _ = io.WriteString(w, "owner \nlocked 0\nerror no_leader 1 of 3 servers reachable\n\n\n")
+		}
+		return q.Verb == transport.VerbLock
+	})
+	l := locker(t, Options{ConnectTries: 1, Try: true}, f)
+	start := time.Now()
+	err := l.Lock(t.Context())
+	if !errors.Is(err, ErrNoServer) || !strings.Contains(err.Error(), "1 of 3 servers reachable") {
+		t.Errorf("got %v", err)
+	}
+	if d := time.Since(start); d > 2*electionTime {
+		t.Errorf("took %v", d)
+	}
+}
+
 func TestAutounlockCheck(t *testing.T) {
 	dead := exec.Command("true")
 	if err := dead.Start(); err != nil {

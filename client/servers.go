@@ -67,6 +67,8 @@ const (
 	// placeKept is how long a cluster keeps the place of a waiter whose node has
 	// gone, and so how long we hurry.
 	placeKept = 10 * time.Second
+	// electionTime is how long a request that is not to wait waits for a leader.
+	electionTime = 2 * time.Second
 	// The pauses while we hurry: they double from the first to the last.
 	firstPause = 20 * time.Millisecond
 	lastPause  = time.Second
@@ -115,6 +117,9 @@ func (l *Locker) do(ctx context.Context, r *retries, f func(*conn) error) error 
 		if isNoLeader(err) && !r.spent {
 			r.spent = true // elections are short
 			r.hurry()
+			if l.opts.Try {
+				r.until = time.Now().Add(electionTime)
+			}
 		}
 		pause, hurried, ok := r.next()
 		if !ok {
