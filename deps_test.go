@@ -73,6 +73,20 @@ var layers = map[string]layer{
 		modules: []string{"github.com/anishathalye/porcupine", "golang.org/x/sys"},
 		why:     "a checker must not share code with what it checks",
 	},
+	"systest": {
+		ours:    []string{"client", "transport", "systest/farm"},
+		modules: []string{"golang.org/x/sys"},
+		why:     "it tests programs from outside, as their users see them",
+	},
+	"systest/farm": {
+		modules: []string{"golang.org/x/sys"},
+		why:     "it runs programs and shares no code with them",
+	},
+	"cmd/lockbench": {
+		ours:    []string{"client", "transport", "systest/farm"},
+		modules: []string{"*"},
+		why:     "it measures programs from outside, as their users see them",
+	},
 	"cmd/...": {
 		ours:    []string{"client", "cluster", "fsm", "freezer", "job", "pidprobe", "transport"},
 		modules: []string{"*"},
