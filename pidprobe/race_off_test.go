@@ -1,0 +1,5 @@
+//go:build !race
+
+package pidprobe
+
+const raceEnabled = false
