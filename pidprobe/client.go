@@ -34,7 +34,21 @@ type Client struct {
 	// Names are further names of this host. Processes of these, of localhost and of
 	// what the kernel calls this host are looked at directly: no pidstatd is needed.
 	Names []string
+
+	mu    sync.Mutex
+	known map[string]lookup
 }
+
+// lookup is what a host's name meant, and how long that may be taken for granted.
+type lookup struct {
+	addrs []netip.AddrPort
+	until time.Time
+}
+
+const (
+	lookupTime = 30 * time.Second
+	maxLookups = 4096
+)
 
 // Local says whether a host is this one by its name. An address is not looked
 // at: whoever gives one means the pidstatd there.
@@ -122,10 +136,16 @@ func (c *Client) port() uint16 {
 }
 
 // resolve finds the addresses of a host, IPv4 first: IPC::Locker's pidstatd has no
-// other.
+// other. It does not ask the resolver each time.
 func (c *Client) resolve(ctx context.Context, host string) ([]netip.AddrPort, error) {
 	if host == "" || len(host) > maxHost || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' }) {
 		return nil, fmt.Errorf("%w %q", ErrNoHost, host)
+	}
+	c.mu.Lock()
+	known, ok := c.known[host]
+	c.mu.Unlock()
+	if ok && time.Now().Before(known.until) {
+		return slices.Clone(known.addrs), nil
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
@@ -139,7 +159,14 @@ func (c *Client) resolve(ctx context.Context, host string) ([]netip.AddrPort, er
 	for i, ip := range ips {
 		addrs[i] = netip.AddrPortFrom(ip.Unmap(), c.port())
 	}
-	return slices.Compact(addrs), nil
+	addrs = slices.Compact(addrs)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil || len(c.known) >= maxLookups {
+		c.known = make(map[string]lookup)
+	}
+	c.known[host] = lookup{addrs, time.Now().Add(lookupTime)}
+	return slices.Clone(addrs), nil
 }
 
 // ask sends one question and waits a second for its answer. The error is

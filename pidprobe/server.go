@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,8 +20,9 @@ type ServerConfig struct {
 	// (IPv6: network of 64 bits). 0 means DefaultRate and DefaultSourceRate, a
 	// negative number no limit. What is over is dropped; clients ask again.
 	Rate, SourceRate int
-	// Workers is the number of goroutines that answer; 0 is 2, or 1 on a machine
-	// with one processor. They bound the processor time that a flood can take.
+	// Workers is the number of goroutines that answer; 0 is 1. They bound the
+	// processor time that a flood can take. More of them answer more only where
+	// processors are plenty: they take turns at one socket.
 	Workers int
 }
 
@@ -79,9 +79,7 @@ func NewServer(conn *net.UDPConn, cfg ServerConfig) (*Server, error) {
 	}
 	_ = conn.SetReadBuffer(receiveBuffer) // the kernel gives what it allows
 	s := &Server{conn: conn, name: []byte(cfg.Name), workers: cfg.Workers}
-	if s.workers <= 0 {
-		s.workers = min(2, runtime.GOMAXPROCS(0))
-	}
+	s.workers = max(s.workers, 1)
 	s.limit = newLimiter(orDefault(cfg.Rate, DefaultRate), orDefault(cfg.SourceRate, DefaultSourceRate))
 	s.start = time.Now().Add(-time.Hour)
 	return s, nil
