@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/lockerd/lockerd/pidprobe"
 )
 
 // Config is what a node needs to know. The zero value of a field with a default
@@ -92,6 +94,15 @@ type Config struct {
 	// MinFreeBytes is the free space of the data directory's file system under
 	// which the node hands leadership over and takes no new holds. Default 64 MiB.
 	MinFreeBytes int64
+
+	// Host is the fully qualified name of this host, as clients here give it for
+	// their processes. Default: the kernel's name of the host.
+	Host string
+
+	// Processes starts to wait for processes of this host; it reports deaths to
+	// dead, and to warn when it can't do as well as it should. Nil: this node
+	// watches none, and holds of this host do not end with their processes.
+	Processes func(dead func(pidprobe.Process), warn func(error)) (Processes, error)
 
 	// Logger is required.
 	Logger hclog.Logger

@@ -13,6 +13,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
+
+	"github.com/lockerd/lockerd/fsm"
 )
 
 const (
@@ -48,6 +50,7 @@ type gossip struct {
 	node    *Node
 	log     hclog.Logger
 	list    *memberlist.Memberlist
+	deaths  *memberlist.TransmitLimitedQueue
 	changed chan struct{} // poked when members come, go or change
 
 	mu      sync.Mutex
@@ -95,6 +98,7 @@ func (n *Node) openGossip() error {
 		}
 		conf.AdvertiseAddr = addr
 	}
+	g.deaths = &memberlist.TransmitLimitedQueue{NumNodes: g.size, RetransmitMult: conf.RetransmitMult}
 	conf.DeadNodeReclaimTime = reclaim
 	conf.Delegate = g
 	conf.Events = g
@@ -141,6 +145,12 @@ func (g *gossip) checkJoin() error {
 		}
 	}
 	return nil
+}
+
+func (g *gossip) size() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(len(g.members), 1)
 }
 
 // self is what this node tells of itself.
@@ -243,17 +253,65 @@ func (g *gossip) NodeMeta(limit int) []byte {
 	return b
 }
 
-// NotifyMsg implements memberlist.Delegate.
-func (g *gossip) NotifyMsg([]byte) {}
+// NotifyMsg implements memberlist.Delegate: the message is a death.
+func (g *gossip) NotifyMsg(b []byte) {
+	var gone fsm.ProcessGone
+	if json.Unmarshal(b, &gone) == nil {
+		g.heard(gone)
+	}
+}
 
 // GetBroadcasts implements memberlist.Delegate.
-func (g *gossip) GetBroadcasts(int, int) [][]byte { return nil }
+func (g *gossip) GetBroadcasts(overhead, limit int) [][]byte {
+	return g.deaths.GetBroadcasts(overhead, limit)
+}
 
-// LocalState implements memberlist.Delegate.
-func (g *gossip) LocalState(bool) []byte { return nil }
+// LocalState implements memberlist.Delegate: the deaths nobody has answered for.
+func (g *gossip) LocalState(bool) []byte { return mustJSON(g.node.liveness.pending()) }
 
 // MergeRemoteState implements memberlist.Delegate.
-func (g *gossip) MergeRemoteState([]byte, bool) {}
+func (g *gossip) MergeRemoteState(b []byte, _ bool) {
+	var list []fsm.ProcessGone
+	if len(b) > maxPeerRequest || json.Unmarshal(b, &list) != nil {
+		return
+	}
+	for _, gone := range list {
+		g.heard(gone)
+	}
+}
+
+// maxRumour is the size of a broadcast that still fits a datagram beside others.
+const maxRumour = 1000
+
+// spread broadcasts a death, beside the report to the leader: that one waits for
+// an election to end, and gossip may find a way where this node has none.
+func (g *gossip) spread(gone fsm.ProcessGone) {
+	b := mustJSON(gone)
+	for len(b) > maxRumour && len(gone.Fences)+len(gone.Tickets) > 1 {
+		gone.Fences, gone.Tickets = gone.Fences[:len(gone.Fences)/2], gone.Tickets[:len(gone.Tickets)/2]
+		b = mustJSON(gone)
+	}
+	g.deaths.QueueBroadcast(rumour(b))
+}
+
+// heard has the leader act on a death it has heard of. Twice does no harm.
+func (g *gossip) heard(gone fsm.ProcessGone) {
+	if o := g.node.office.Load(); o != nil {
+		o.propose(fsm.Proposal{Command: gone}, func(fsm.Result, error) {})
+	}
+}
+
+// rumour is a broadcast that nothing invalidates.
+type rumour []byte
+
+// Invalidates implements memberlist.Broadcast.
+func (rumour) Invalidates(memberlist.Broadcast) bool { return false }
+
+// Message implements memberlist.Broadcast.
+func (r rumour) Message() []byte { return r }
+
+// Finished implements memberlist.Broadcast.
+func (rumour) Finished() {}
 
 // NotifyJoin implements memberlist.EventDelegate.
 func (g *gossip) NotifyJoin(m *memberlist.Node) { g.note(m) }

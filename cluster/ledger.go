@@ -151,7 +151,8 @@ func (l *ledger) openSeqs() []uint64 {
 }
 
 // bounce notes that the route would not take a command. All open ones are sent
-// again after a rest, unless the route has changed by then and did so already.
+// again after a rest, to whoever leads by then: the next leader may have bounced
+// some as well meanwhile.
 func (l *ledger) bounce(from route) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -163,9 +164,7 @@ func (l *ledger) bounce(from route) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.bounced = false
-		if l.route == from {
-			l.resend()
-		}
+		l.resend()
 	})
 }
 

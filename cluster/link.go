@@ -256,6 +256,9 @@ func (l *link) handle(kind byte, b []byte) error {
 			return err
 		}
 		l.node.ledger.deliver(events)
+		if l.node.replica == nil {
+			l.node.liveness.note(events)
+		}
 	case frameReply:
 		return l.reply(b)
 	}

@@ -72,6 +72,8 @@ type Node struct {
 	gossip  *gossip
 	clients *server
 
+	liveness *liveness
+
 	// Of servers alone; nil in an agent.
 	replica *replica
 	raft    *raft.Raft
@@ -132,6 +134,9 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 
 func (n *Node) open() error {
 	if err := n.openIdentity(); err != nil {
+		return err
+	}
+	if err := n.openLiveness(); err != nil {
 		return err
 	}
 	if n.cfg.PeerListener != nil {
@@ -276,6 +281,7 @@ func (n *Node) Close(ctx context.Context) error {
 		}
 	}
 	n.events.close()
+	errs = append(errs, n.liveness.close())
 	if failed {
 		return nil // Err says what matters; what follows from it does not
 	}
@@ -387,7 +393,7 @@ func (n *Node) adopt(cluster string) error {
 func (n *Node) hello() peerHello {
 	return peerHello{
 		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
-		Host: n.host, Agent: n.cfg.Agent, Version: n.cfg.Version,
+		Host: n.host, Agent: n.cfg.Agent, Version: n.cfg.Version, Place: n.liveness.place,
 	}
 }
 

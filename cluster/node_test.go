@@ -32,7 +32,7 @@ func newFarm(t testing.TB, servers int) *farm {
 		join = append(join, gossip)
 		f.confs = append(f.confs, Config{
 			Name: fmt.Sprintf("n%d", i+1), Version: "test", DataDir: dir, BootstrapExpect: servers,
-			Gossip: gossip, Logger: testLogger(fmt.Sprintf("n%d", i+1)),
+			Gossip: gossip, Processes: watchProcesses, Logger: testLogger(fmt.Sprintf("n%d", i+1)),
 		})
 	}
 	for i := range f.confs {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type peers struct {
 	mu      sync.Mutex
 	all     map[*peer]struct{}
 	by      map[fsm.Incarnation]*peer
+	agents  map[string][]*peer            // by the host names and the boot of their places
 	contact map[fsm.Incarnation]time.Time // when we last heard of it
 	closed  bool
 }
@@ -42,6 +44,7 @@ func newPeers() *peers {
 	return &peers{
 		all:     make(map[*peer]struct{}),
 		by:      make(map[fsm.Incarnation]*peer),
+		agents:  make(map[string][]*peer),
 		contact: make(map[fsm.Incarnation]time.Time),
 	}
 }
@@ -65,6 +68,11 @@ func (ps *peers) add(p *peer) error {
 		return fmt.Errorf("%d nodes are connected already", maxPeers)
 	}
 	ps.all[p] = struct{}{}
+	if p.hello.Agent {
+		for _, key := range p.hello.Place.keys() {
+			ps.agents[key] = append(ps.agents[key], p)
+		}
+	}
 	return nil
 }
 
@@ -72,6 +80,14 @@ func (ps *peers) remove(p *peer) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	delete(ps.all, p)
+	if p.hello.Agent {
+		for _, key := range p.hello.Place.keys() {
+			ps.agents[key] = slices.DeleteFunc(ps.agents[key], func(q *peer) bool { return q == p })
+			if len(ps.agents[key]) == 0 {
+				delete(ps.agents, key)
+			}
+		}
+	}
 	if ps.by[p.inc] == p {
 		delete(ps.by, p.inc)
 	}
@@ -112,37 +128,33 @@ func (ps *peers) forget(alive map[fsm.Incarnation]bool) {
 	}
 }
 
-// push carries events to the nodes they concern. Consecutive events of one node
-// share a frame.
+// push carries events to the nodes they concern: those whose clients asked, and
+// the agents on whose hosts the processes are. (Servers learn of these by their logs.)
 func (ps *peers) push(events []fsm.Event) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if len(ps.by) == 0 {
+	if len(ps.by)+len(ps.agents) == 0 {
 		return
 	}
-	var to *peer
-	var b []byte
-	flush := func() {
-		if to != nil {
-			to.out.send(frameEvents, b)
-		}
-		b = b[:0]
-	}
+	frames := make(map[*peer][]byte)
 	for _, e := range events {
-		if e.Kind == fsm.EventQueued || e.Ask.Node == 0 {
-			continue
+		asked := ps.by[e.Ask.Node]
+		if asked != nil && e.Kind != fsm.EventQueued && e.Kind != fsm.EventRenewed {
+			frames[asked] = fsm.AppendEvent(frames[asked], e)
+		} else {
+			asked = nil
 		}
-		p := ps.by[e.Ask.Node]
-		if p == nil {
-			continue
+		if e.Autounlock && len(ps.agents) > 0 {
+			for _, p := range ps.agents[placeKey(e.Process)] {
+				if p != asked && p.hello.Place.has(e.Process) {
+					frames[p] = fsm.AppendEvent(frames[p], e)
+				}
+			}
 		}
-		if p != to {
-			flush()
-			to = p
-		}
-		b = fsm.AppendEvent(b, e)
 	}
-	flush()
+	for p, b := range frames {
+		p.out.send(frameEvents, b)
+	}
 }
 
 // broadcast sends a frame to every peer.
@@ -333,6 +345,13 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
 		}
 		err := n.look(ctx, list)
+		return mustJSON(list), err
+	case askCharges:
+		var pl place
+		if err := json.Unmarshal(payload, &pl); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		list, err := n.charges(ctx, pl)
 		return mustJSON(list), err
 	case askDead:
 		var p fsm.Process

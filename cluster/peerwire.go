@@ -51,6 +51,7 @@ type peerHello struct {
 	Host     string `json:"host"`
 	Agent    bool   `json:"agent,omitempty"`
 	Version  string `json:"version"`
+	Place    place  `json:"place"`
 }
 
 // peerWelcome says who answers. Boot changes with every start of that node's process.
@@ -74,12 +75,13 @@ type peerLeader struct {
 
 // Methods of frameAsk.
 const (
-	askIndex  = 'i' // linearizable read index; answered by the leader
-	askStatus = 's' // statusQuery -> fsm result
-	askTable  = 't' // stale flag -> time, snapshot of the table
-	askLook   = 'k' // []standing -> []standing
-	askDead   = 'd' // fsm.Process: DEAD_PID hint
-	askInvite = 'v' // invitation to found a cluster
+	askIndex   = 'i' // linearizable read index; answered by the leader
+	askStatus  = 's' // statusQuery -> fsm result
+	askTable   = 't' // stale flag -> time, snapshot of the table
+	askLook    = 'k' // []standing -> []standing
+	askDead    = 'd' // fsm.Process: DEAD_PID hint
+	askCharges = 'c' // place -> []charge: what ends with the processes of a place
+	askInvite  = 'v' // invitation to found a cluster
 )
 
 // Status bytes of frameReply.

@@ -47,7 +47,7 @@ func (n *Node) openRaft() error {
 	n.replica = newReplica()
 	n.replica.halt = n.fail
 	n.replica.written = n.logWritten
-	n.replica.restored = func() { n.run(n.resync) }
+	n.replica.restored = func() { n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
 	layer := transport.NewRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
@@ -133,6 +133,7 @@ func (n *Node) entryApplied(o fsm.Outcome) {
 		}
 		n.ledger.deliver(o.Events)
 		n.events.publish(o.Events)
+		n.liveness.note(o.Events)
 	}
 	select {
 	case n.applied <- struct{}{}:

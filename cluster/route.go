@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -106,6 +107,7 @@ func (n *Node) linkUp(l *link, w peerWelcome) {
 	if n.replica == nil {
 		// Grants may have been pushed to the link that is no more.
 		n.run(n.resync)
+		n.run(n.recharge)
 	}
 }
 
@@ -168,13 +170,41 @@ func (n *Node) resync() {
 			return
 		}
 		n.log.Debug("clients not yet compared with the table", "error", err)
-		t := time.NewTimer(pingInterval)
-		select {
-		case <-t.C:
-		case <-n.ctx.Done():
-		}
-		t.Stop()
+		pause(n.ctx, pingInterval)
 	}
+}
+
+// recharge compares what this host's processes hold and wait for with the table,
+// after events have been missed.
+func (n *Node) recharge() {
+	if n.cfg.Processes == nil {
+		return
+	}
+	for n.ctx.Err() == nil {
+		fences, tickets := n.liveness.known()
+		list, err := n.charges(n.ctx, n.liveness.place)
+		if err == nil {
+			n.liveness.adopt(list, fences, tickets)
+			return
+		}
+		n.log.Debug("processes not yet compared with the table", "error", err)
+		pause(n.ctx, pingInterval)
+	}
+}
+
+// charges asks the table what ends with a process of a place.
+func (n *Node) charges(ctx context.Context, p place) ([]charge, error) {
+	if n.replica == nil {
+		b, err := n.askServer(ctx, askCharges, mustJSON(p))
+		if err != nil {
+			return nil, err
+		}
+		var list []charge
+		err = json.Unmarshal(b, &list)
+		return list, err
+	}
+	t, err := n.Table(ctx, false)
+	return charges(p, t.Holds, t.Waits), err
 }
 
 // keepLinks keeps a link to every server of the cluster but this node.

@@ -23,10 +23,18 @@ type sim struct {
 	peers []Server
 	nodes map[string]*Node
 	disks map[string]*Stores
+
+	configure func(*Config) // of every node that is started
 }
 
 func newSim(t *testing.T, servers int) *sim {
-	s := &sim{t: t, net: pipenet.New(), nodes: make(map[string]*Node), disks: make(map[string]*Stores)}
+	s := &sim{t: t, net: pipenet.New(), nodes: make(map[string]*Node), disks: make(map[string]*Stores), configure: func(*Config) {}}
+	s.grow(servers)
+	return s
+}
+
+// grow founds the cluster with a number of servers.
+func (s *sim) grow(servers int) {
 	for i := range servers {
 		id := fmt.Sprintf("n%d", i+1)
 		s.peers = append(s.peers, Server{ID: id, Addr: id + ":1"})
@@ -36,7 +44,6 @@ func newSim(t *testing.T, servers int) *sim {
 	for _, p := range s.peers {
 		s.start(p.ID)
 	}
-	return s
 }
 
 func (s *sim) start(id string) *Node {
@@ -45,10 +52,12 @@ func (s *sim) start(id string) *Node {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	n, err := Open(context.Background(), Config{
+	cfg := Config{
 		Name: id, Version: "test", PeerListener: ln, Dial: s.net.Dialer(id + ":1"),
 		Servers: s.peers, Stores: s.disks[id], BootstrapExpect: len(s.peers), Logger: testLogger(id),
-	})
+	}
+	s.configure(&cfg)
+	n, err := Open(context.Background(), cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -20,7 +20,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/net/netutil"
 
+	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/cluster"
+	"github.com/lockerd/lockerd/pidprobe"
 )
 
 // version is set by the linker in releases.
@@ -100,6 +102,10 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 		PeerListener:    ports.peer,
 		Clients:         []net.Listener{ports.client},
 		Logger:          log,
+		Host:            client.FQDN(),
+		Processes: func(dead func(pidprobe.Process), warn func(error)) (cluster.Processes, error) {
+			return pidprobe.NewWatcher(dead, warn)
+		},
 	}
 	if o.gossip != off {
 		cfg.Gossip = o.gossip

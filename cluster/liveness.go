@@ -1,0 +1,412 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+	"github.com/lockerd/lockerd/pidprobe"
+)
+
+// Processes waits for processes of this host to end; pidprobe.Watcher does.
+// Watch and Unwatch are quick. A death is reported once, from any goroutine.
+type Processes interface {
+	Watch(p pidprobe.Process) error
+	Unwatch(p pidprobe.Process)
+	Close() error
+}
+
+const (
+	// reportAgain is how long a report of a death that found no leader rests.
+	reportAgain = 100 * time.Millisecond
+
+	// maxReport bounds the fences and the tickets of one report.
+	maxReport = 1024
+)
+
+// place says whose processes are this node's to watch: those of its kernel's boot
+// and pid namespace, by which clients name theirs, and those of old clients, who
+// say no more than the host's name. Two hosts of one name must never be taken for
+// each other, so the names must be equal to the letter.
+type place struct {
+	Hosts []string `json:"hosts"`
+	Boot  string   `json:"boot"` // boot id, slash, pid namespace
+}
+
+// thisPlace is where this program runs (random(4), pid_namespaces(7)).
+func thisPlace(hosts ...string) place {
+	slices.Sort(hosts)
+	p := place{Hosts: slices.DeleteFunc(slices.Compact(hosts), func(h string) bool { return h == "" })}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return p
+	}
+	p.Boot = strings.TrimSpace(string(boot))
+	if info, err := os.Stat("/proc/self/ns/pid"); err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			p.Boot += "/" + strconv.FormatUint(st.Ino, 10)
+		}
+	}
+	return p
+}
+
+// has reports whether a process is of this place. One that names the boot but no
+// namespace is believed to be of the host's own.
+func (p place) has(q fsm.Process) bool {
+	if q.PID < 1 {
+		return false
+	}
+	if q.Boot == "" {
+		return slices.Contains(p.Hosts, q.Host)
+	}
+	own, _, _ := strings.Cut(p.Boot, "/")
+	return q.Boot == p.Boot || q.Boot == own
+}
+
+// keys are what an agent's processes are found by; see placeKey.
+func (p place) keys() []string {
+	keys := slices.Clone(p.Hosts)
+	if own, _, _ := strings.Cut(p.Boot, "/"); own != "" {
+		keys = append(keys, "/"+own)
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// placeKey is the boot of a process, after a slash, or else its host's name.
+func placeKey(p fsm.Process) string {
+	if p.Boot == "" {
+		return p.Host
+	}
+	own, _, _ := strings.Cut(p.Boot, "/")
+	return "/" + own
+}
+
+// ward is a process that holds or waits on condition that it lives.
+type ward struct {
+	process   fsm.Process
+	fences    map[fsm.Fence]struct{}
+	tickets   map[fsm.Ticket]struct{}
+	dead      bool
+	reporting bool
+}
+
+// liveness is what makes a lock last as long as its process. It learns from the
+// table which processes of this host hold or wait with autounlock, waits for them
+// to end, and reports each end to the leader, until the cluster has answered.
+//
+// A report names what it means, fence by fence, so that a late one can't end
+// anything newer. What is granted to a process after its death, because it was
+// next in a queue, is reported in turn.
+type liveness struct {
+	node  *Node
+	place place
+	procs Processes
+
+	mu      sync.Mutex
+	wards   map[pidprobe.Process]*ward
+	fences  map[fsm.Fence]pidprobe.Process
+	tickets map[fsm.Ticket]pidprobe.Process
+}
+
+func (n *Node) openLiveness() error {
+	l := &liveness{
+		node:    n,
+		place:   thisPlace(n.cfg.Host, n.host),
+		wards:   make(map[pidprobe.Process]*ward),
+		fences:  make(map[fsm.Fence]pidprobe.Process),
+		tickets: make(map[fsm.Ticket]pidprobe.Process),
+	}
+	n.liveness = l
+	if n.cfg.Processes == nil {
+		return nil
+	}
+	warn := func(err error) { n.log.Warn("processes are watched less well than they should be", "error", err) }
+	procs, err := n.cfg.Processes(l.died, warn)
+	if err != nil {
+		return fmt.Errorf("watch processes: %w", err)
+	}
+	l.procs = procs
+	return nil
+}
+
+// note follows the table's events.
+func (l *liveness) note(events []fsm.Event) {
+	if l.procs == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range events {
+		mine := e.Autounlock && l.place.has(e.Process)
+		switch e.Kind {
+		case fsm.EventQueued:
+			if mine {
+				l.addTicket(e.Process, e.Ticket)
+			}
+		case fsm.EventGranted:
+			l.dropTicket(e.Ticket)
+			if mine {
+				l.addFence(e.Process, e.Fence)
+			}
+		case fsm.EventRenewed:
+			l.dropFence(e.Fence)
+			l.dropTicket(e.Ticket)
+			if mine && e.Fence != 0 {
+				l.addFence(e.Process, e.Fence)
+			} else if mine {
+				l.addTicket(e.Process, e.Ticket)
+			}
+		case fsm.EventReleased:
+			l.dropFence(e.Fence)
+		case fsm.EventWithdrawn:
+			l.dropTicket(e.Ticket)
+		case fsm.EventSuperseded:
+			if e.Cause == fsm.CauseOwner {
+				l.dropTicket(e.Ticket)
+			}
+		}
+	}
+}
+
+// charge is a hold or a wait that ends with a process.
+type charge struct {
+	Process fsm.Process
+	Fence   fsm.Fence
+	Ticket  fsm.Ticket
+}
+
+// charges finds what ends with a process of a place.
+func charges(p place, holds []*fsm.Hold, waits []*fsm.Wait) []charge {
+	var list []charge
+	for _, h := range holds {
+		if h.Autounlock && p.has(h.Process) {
+			list = append(list, charge{Process: h.Process, Fence: h.Fence})
+		}
+	}
+	for _, w := range waits {
+		if w.Request.Autounlock && p.has(w.Request.Process) {
+			list = append(list, charge{Process: w.Request.Process, Ticket: w.Ticket})
+		}
+	}
+	return list
+}
+
+// known lists what is watched for, to be compared with a table that is newer.
+func (l *liveness) known() (fences []fsm.Fence, tickets []fsm.Ticket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for f := range l.fences {
+		fences = append(fences, f)
+	}
+	for t := range l.tickets {
+		tickets = append(tickets, t)
+	}
+	return fences, tickets
+}
+
+// adopt brings what is watched into line with a table: list is what it holds, the
+// others what was known before it was asked, and may be over.
+func (l *liveness) adopt(list []charge, fences []fsm.Fence, tickets []fsm.Ticket) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	held := make(map[fsm.Fence]bool, len(list))
+	queued := make(map[fsm.Ticket]bool, len(list))
+	for _, c := range list {
+		if c.Fence != 0 {
+			held[c.Fence] = true
+			l.addFence(c.Process, c.Fence)
+		} else {
+			queued[c.Ticket] = true
+			l.addTicket(c.Process, c.Ticket)
+		}
+	}
+	for _, f := range fences {
+		if !held[f] {
+			l.dropFence(f)
+		}
+	}
+	for _, t := range tickets {
+		if !queued[t] {
+			l.dropTicket(t)
+		}
+	}
+}
+
+func (l *liveness) addFence(p fsm.Process, f fsm.Fence) {
+	key := probed(p)
+	l.fences[f] = key
+	w := l.ward(key, p)
+	w.fences[f] = struct{}{}
+	l.report(key, w)
+}
+
+func (l *liveness) addTicket(p fsm.Process, t fsm.Ticket) {
+	key := probed(p)
+	l.tickets[t] = key
+	w := l.ward(key, p)
+	w.tickets[t] = struct{}{}
+	l.report(key, w)
+}
+
+// probed is a process as pidprobe knows it.
+func probed(p fsm.Process) pidprobe.Process {
+	boot, _, _ := strings.Cut(p.Boot, "/")
+	return pidprobe.Process{Host: p.Host, PID: p.PID, Start: p.Start, Boot: boot}
+}
+
+func (l *liveness) ward(key pidprobe.Process, p fsm.Process) *ward {
+	w := l.wards[key]
+	if w == nil {
+		w = &ward{process: p, fences: make(map[fsm.Fence]struct{}), tickets: make(map[fsm.Ticket]struct{})}
+		l.wards[key] = w
+		if err := l.procs.Watch(key); err != nil {
+			l.node.log.Warn("process not watched", "process", key, "error", err)
+		}
+	}
+	return w
+}
+
+func (l *liveness) dropFence(f fsm.Fence) {
+	if key, ok := l.fences[f]; ok {
+		delete(l.fences, f)
+		delete(l.wards[key].fences, f)
+		l.leave(key)
+	}
+}
+
+func (l *liveness) dropTicket(t fsm.Ticket) {
+	if key, ok := l.tickets[t]; ok {
+		delete(l.tickets, t)
+		delete(l.wards[key].tickets, t)
+		l.leave(key)
+	}
+}
+
+// leave ends the watch of a process that has nothing more to lose.
+func (l *liveness) leave(key pidprobe.Process) {
+	if w := l.wards[key]; len(w.fences)+len(w.tickets) == 0 {
+		delete(l.wards, key)
+		if !w.dead {
+			l.procs.Unwatch(key)
+		}
+	}
+}
+
+// died is told of a death by the watcher.
+func (l *liveness) died(key pidprobe.Process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w := l.wards[key]; w != nil {
+		w.dead = true
+		l.report(key, w)
+	}
+}
+
+// report sees to it that the cluster learns of a death. One report at a time is
+// under way for each process; what it loses meanwhile is in the next.
+func (l *liveness) report(key pidprobe.Process, w *ward) {
+	if !w.dead || w.reporting {
+		return
+	}
+	w.reporting = true
+	l.node.run(func() {
+		for l.node.ctx.Err() == nil {
+			gone, more := l.next(key, w)
+			if !more {
+				return
+			}
+			if l.node.gossip != nil {
+				l.node.gossip.spread(gone)
+			}
+			if _, err := l.node.Submit(l.node.ctx, gone); err != nil {
+				l.node.log.Warn("a death is not reported yet", "process", key, "error", err)
+				pause(l.node.ctx, reportAgain)
+				continue
+			}
+			l.settled(gone)
+		}
+	})
+}
+
+// next is what is to be reported of a dead process now.
+func (l *liveness) next(key pidprobe.Process, w *ward) (fsm.ProcessGone, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	gone := fsm.ProcessGone{Process: w.process}
+	for f := range w.fences {
+		if len(gone.Fences) < maxReport {
+			gone.Fences = append(gone.Fences, f)
+		}
+	}
+	for t := range w.tickets {
+		if len(gone.Tickets) < maxReport {
+			gone.Tickets = append(gone.Tickets, t)
+		}
+	}
+	slices.Sort(gone.Fences)
+	slices.Sort(gone.Tickets)
+	if len(gone.Fences)+len(gone.Tickets) == 0 {
+		w.reporting = false
+		return gone, false
+	}
+	return gone, true
+}
+
+// settled drops what the cluster has answered for. The events of it may come
+// later, or, if it was over before, not at all.
+func (l *liveness) settled(gone fsm.ProcessGone) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range gone.Fences {
+		l.dropFence(f)
+	}
+	for _, t := range gone.Tickets {
+		l.dropTicket(t)
+	}
+}
+
+// pending are the deaths that the cluster has not answered for.
+func (l *liveness) pending() []fsm.ProcessGone {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []fsm.ProcessGone
+	for _, w := range l.wards {
+		if !w.dead {
+			continue
+		}
+		gone := fsm.ProcessGone{Process: w.process}
+		for f := range w.fences {
+			gone.Fences = append(gone.Fences, f)
+		}
+		for t := range w.tickets {
+			gone.Tickets = append(gone.Tickets, t)
+		}
+		list = append(list, gone)
+	}
+	return list
+}
+
+func (l *liveness) close() error {
+	if l == nil || l.procs == nil {
+		return nil
+	}
+	return l.procs.Close()
+}
+
+// pause waits, but not longer than ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
