@@ -85,23 +85,23 @@ func findBinary(path string) (string, error) {
 // build makes the nodes, without starting them.
 func (f *Farm) build(o Options, binary string) error {
 	all := o.Servers + o.Agents
-	var addrs []address
+	var addrs []Address
 	var err error
 	if o.Hosts {
 		if f.net, err = newBridge(all); err != nil {
 			return err
 		}
 		addrs = f.net.addresses()
-	} else if addrs, err = loopback(all); err != nil {
+	} else if addrs, err = Loopback(all); err != nil {
 		return err
 	}
 	var join []string
 	for _, a := range addrs[:o.Servers] {
-		join = append(join, a.gossip())
+		join = append(join, a.Gossip())
 	}
 	for i, a := range addrs {
-		n := &Node{addr: a, binary: binary, files: o.Files}
-		kind := []string{"--bootstrap-expect", fmt.Sprint(o.Servers), "--peer", a.peer()}
+		n := &Node{Address: a, binary: binary, files: o.Files}
+		kind := []string{"--bootstrap-expect", fmt.Sprint(o.Servers), "--peer", a.Peer()}
 		if i < o.Servers {
 			n.Name = fmt.Sprintf("n%d", i+1)
 		} else {
@@ -111,15 +111,15 @@ func (f *Farm) build(o Options, binary string) error {
 		n.dir = filepath.Join(f.dir, n.Name)
 		n.log = n.dir + ".log"
 		n.args = append([]string{
-			"--name", n.Name, "--data-dir", n.dir, "--host", a.host, "--port", fmt.Sprint(a.base),
-			"--gossip", a.gossip(), "--http", a.http(),
+			"--name", n.Name, "--data-dir", n.dir, "--host", a.Host, "--port", fmt.Sprint(a.Port),
+			"--gossip", a.Gossip(), "--http", a.HTTP(),
 		}, kind...)
 		if all > 1 {
 			n.args = append(n.args, "--join", strings.Join(join, ","))
 		}
 		if o.Hosts {
 			n.host = f.net.hosts[i]
-			n.args = append(n.args, "--advertise", a.host, "--insecure")
+			n.args = append(n.args, "--advertise", a.Host, "--insecure")
 		}
 		n.args = append(n.args, o.Args...)
 		f.Nodes = append(f.Nodes, n)

@@ -69,10 +69,10 @@ func (b *bridge) add(i int) error {
 	})
 }
 
-func (b *bridge) addresses() []address {
-	addrs := make([]address, len(b.hosts))
+func (b *bridge) addresses() []Address {
+	addrs := make([]Address, len(b.hosts))
 	for i, h := range b.hosts {
-		addrs[i] = address{h.ip, 1751}
+		addrs[i] = Address{h.ip, 1751}
 	}
 	return addrs
 }

@@ -18,8 +18,8 @@ import (
 // Node is one lockerd, which may run, be dead, and run again on the same data.
 type Node struct {
 	Name string
+	Address
 
-	addr   address
 	binary string
 	args   []string
 	dir    string
@@ -30,21 +30,6 @@ type Node struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed once the process has been reaped
 }
-
-// Client is the address of the client port.
-func (n *Node) Client() string { return n.addr.client() }
-
-// Gossip is the address of the gossip port.
-func (n *Node) Gossip() string { return n.addr.gossip() }
-
-// HTTP is the address of the HTTP port.
-func (n *Node) HTTP() string { return n.addr.http() }
-
-// Host is the host in all of these, and Port the number in Client.
-func (n *Node) Host() string { return n.addr.host }
-
-// Port is the number of the client port.
-func (n *Node) Port() int { return n.addr.base }
 
 // DataDir is where the node keeps its data.
 func (n *Node) DataDir() string { return n.dir }
