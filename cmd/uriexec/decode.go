@@ -1,0 +1,80 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+)
+
+// decode turns each + into a space and each %HH into its byte, once: what that
+// yields is not looked at again. Other percent signs stay.
+func decode(s string) string {
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		switch {
+		case c == '+':
+			c = ' '
+		case c == '%' && i+2 < len(s):
+			high, low := hex(s[i+1]), hex(s[i+2])
+			if high < 16 && low < 16 {
+				c = high<<4 | low
+				i += 2
+			}
+		}
+		b = append(b, c)
+	}
+	return string(b)
+}
+
+// hex is the value of a hexadecimal digit, 16 if it is none.
+func hex(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10
+	}
+	return 16
+}
+
+// show is a text decoded for people, level by level: what follows a nested
+// uriexec is decoded once more.
+func show(s string) string {
+	var head, tail strings.Builder
+	for level := 1; ; level++ {
+		s = decode(s)
+		n := strconv.Itoa(level)
+		outer, inner, nested := cutUriexec(s)
+		if !nested {
+			return head.String() + "{" + n + "{ " + s + " }" + n + " " + tail.String()
+		}
+		head.WriteString("{" + n + "{ " + outer + " ")
+		rest := tail.String()
+		tail.Reset()
+		tail.WriteString(" }" + n + "} " + rest)
+		s = inner
+	}
+}
+
+// cutUriexec splits after the first word uriexec and one blank.
+func cutUriexec(s string) (outer, inner string, found bool) {
+	const word = "uriexec"
+	for from := 0; ; {
+		i := strings.Index(s[from:], word)
+		if i < 0 {
+			return "", "", false
+		}
+		i += from
+		end := i + len(word)
+		if (i == 0 || !isWordByte(s[i-1])) && end < len(s) && isBlank(s[end]) {
+			return s[:end+1], s[end+1:], true
+		}
+		from = end
+	}
+}
+
+func isWordByte(c byte) bool { return c == '_' || hex(c) < 10 || 'a' <= c|0x20 && c|0x20 <= 'z' }
+
+func isBlank(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
