@@ -101,33 +101,6 @@ func (c *Client) Exists(ctx context.Context, host string, pid int32) (Verdict, e
 	return Unknown, fmt.Errorf("%w on %s, port %d: %w", ErrNoAnswer, host, c.port(), reason)
 }
 
-// AwaitDeath returns nil when a process of another host has ended, by asking its
-// pidstatd once a second. It does not return while there is no answer: whoever is
-// out of reach may live. Other errors are [ErrPID], [ErrNoHost] and the context's.
-func (c *Client) AwaitDeath(ctx context.Context, host string, pid int32) error {
-	if pid < 1 {
-		return ErrPID
-	}
-	addrs, err := c.resolve(ctx, host)
-	if err != nil {
-		return err
-	}
-	tick := time.NewTicker(askWait)
-	defer tick.Stop()
-	for try := 0; ; try++ {
-		// Silence is how one that lives answers: only word of a death is asked for.
-		v, err := c.ask(ctx, addrs[try%len(addrs)], host, pid, IfDead)
-		if err == nil && v == Dead {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 func (c *Client) port() uint16 {
 	if c.Port == 0 {
 		return DefaultPort
