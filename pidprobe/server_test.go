@@ -133,8 +133,10 @@ func TestServerForgetsTheDead(t *testing.T) {
 		do   func()
 		want string
 	}{
-		{func() {}, "1"}, {func() {}, "1"},
-		{c.zombie, "0"}, {func() {}, "0"},
+		{func() {}, "1"},
+		{func() {}, "1"},
+		{c.zombie, "0"},
+		{func() {}, "0"},
 		{c.reap, "0"},
 	} {
 		step.do()

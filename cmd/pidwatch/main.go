@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -139,6 +140,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	started.Close()
 	argv := job.Shell(o.words)
+	keepIgnored()
 	err = syscall.Exec(argv[0], argv, os.Environ())
 	fmt.Fprintf(stderr, "pidwatch: execute %s: %v\n", argv[0], err)
 	return exitCannot
@@ -184,6 +186,15 @@ func (o *options) task(ctx context.Context) (task, error) {
 		t.Host = "localhost"
 	}
 	return t, nil
+}
+
+// keepIgnored hands on what a shell without job control ignores for what it puts
+// into the background: the Go runtime keeps SIG_IGN for SIGHUP and SIGINT alone,
+// but SIGQUIT is ignored in the same breath as SIGINT (POSIX.1-2024, 2.11).
+func keepIgnored() {
+	if signal.Ignored(syscall.SIGINT) {
+		signal.Ignore(syscall.SIGQUIT)
+	}
 }
 
 // enter changes to a directory if it can. The command is run in any case.

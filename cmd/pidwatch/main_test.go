@@ -129,7 +129,6 @@ func TestCommand(t *testing.T) {
 		{[]string{"echo $PIDWATCH_STAGE$PIDWATCH_TASK"}, 0, "\n", ""},
 		// It has no children that it did not start.
 		{[]string{"cat /proc/$$/task/$$/children"}, 0, "", ""},
-		{[]string{"ulimit -Sn"}, 0, softLimit(t), ""},
 	} {
 		cmd := command(t, append([]string{"--pid", pidOf(p)}, c.args...)...)
 		cmd.Stdin = strings.NewReader("input\n")
@@ -149,13 +148,25 @@ func TestCommand(t *testing.T) {
 	}
 }
 
-func softLimit(t *testing.T) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-c", "ulimit -Sn").Output()
-	if err != nil {
-		t.Fatal(err)
+// What the command inherits is what pidwatch has: limits, masks, ignored signals.
+func TestInheritance(t *testing.T) {
+	const script = `ulimit -Sn; grep "^Sig[IB]" /proc/self/status; umask; ls /proc/self/fd`
+	inherit := func(args ...string) string {
+		t.Helper()
+		args = append([]string{"-c", `trap "" HUP INT QUIT; umask 026; ulimit -Sn 100; exec 7</dev/null; exec "$@"`, "sh"}, args...)
+		cmd := exec.Command("sh", args...)
+		cmd.Env = append(os.Environ(), "PIDWATCH_TEST_MAIN=pidwatch")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
 	}
-	return string(out)
+	without := inherit("sh", "-c", script)
+	with := inherit(os.Args[0], "--pid", "1", script)
+	if with != without {
+		t.Errorf("with pidwatch\n%s without it\n%s", with, without)
+	}
 }
 
 // pidwatch becomes the command: its number is the one that its parent knows.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 )
@@ -108,6 +109,11 @@ func (o *options) exec(command string, stderr io.Writer) int {
 	}
 	path, err := lookup(argv[0])
 	if err == nil {
+		if signal.Ignored(syscall.SIGINT) {
+			// As shells do it for what they put into the background. The Go runtime
+			// keeps SIG_IGN for SIGHUP and SIGINT alone.
+			signal.Ignore(syscall.SIGQUIT)
+		}
 		err = syscall.Exec(path, argv, os.Environ())
 	}
 	code := exitCannot

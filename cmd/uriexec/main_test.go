@@ -133,8 +133,11 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"--", "echo", "--", "x"}, 0, "-- x\n", ""},
 		{[]string{"exit", "7"}, 7, "", ""},
 		{[]string{"kill+-TERM+$$"}, 143, "", ""},
-		{[]string{"--show", "--cd", "%2Ftmp", "uriexec", "echo", "%2527x%2527"}, 0,
-			"cd    {1{ /tmp }1 \nshell {1{ /bin/sh -c }1 \ncmd   {1{ uriexec  {2{ echo 'x' }2  }1} \n", ""},
+		{
+			[]string{"--show", "--cd", "%2Ftmp", "uriexec", "echo", "%2527x%2527"},
+			0,
+			"cd    {1{ /tmp }1 \nshell {1{ /bin/sh -c }1 \ncmd   {1{ uriexec  {2{ echo 'x' }2  }1} \n", "",
+		},
 		{[]string{"--show", "--cd", "/no/such", "x"}, 0, "cd    {1{ /no/such }1 \nshell {1{ /bin/sh -c }1 \ncmd   {1{ x }1 \n", ""},
 		{[]string{"--show", "--noshow", "echo", "x"}, 0, "x\n", ""},
 		{[]string{"--version"}, 0, "Version: " + version + "\n", ""},
@@ -155,6 +158,16 @@ func TestCommandLine(t *testing.T) {
 	}
 	if out, _, code := execute(t, "uriexec", "--help"); code != 0 || out != help {
 		t.Errorf("--help: %d, %q", code, out)
+	}
+}
+
+func TestIgnoredSignalsStayIgnored(t *testing.T) {
+	const script = `trap "" HUP INT QUIT; exec "$@"`
+	const command = `grep SigIgn /proc/self/status`
+	without, _, _ := execute(t, "sh", "-c", script, "sh", "sh", "-c", command)
+	with, _, _ := execute(t, "sh", "-c", script, "sh", "uriexec", command)
+	if with != without || with == "" {
+		t.Errorf("with uriexec %q, without %q", with, without)
 	}
 }
 
