@@ -8,7 +8,9 @@ import (
 	"net"
 	"sort"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -105,6 +107,9 @@ func (n *Node) openGossip() error {
 	conf.Conflict = g
 	conf.Logger = g.log.StandardLogger(&hclog.StandardLoggerOptions{InferLevels: true})
 	list, err := memberlist.Create(conf)
+	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) {
+		err = syscall.EADDRINUSE // memberlist has made a text of it
+	}
 	if err != nil {
 		return fmt.Errorf("gossip on %s: %w (give another --gossip, or stop what uses it)", n.cfg.Gossip, err)
 	}

@@ -53,8 +53,16 @@ func (l *listeners) close() {
 
 func listenTCP(ctx context.Context, flag, addr string) (net.Listener, error) {
 	ln, err := transport.Listen(ctx, addr, nil)
-	if errors.Is(err, syscall.EADDRINUSE) {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("%w (is a lockerd running already? give another port with %s)", err, flag)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		if flag == "--port" {
+			flag = "--host"
+		}
+		return nil, fmt.Errorf("%w (give an address of this host with %s)", err, flag)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("%w (ports below 1024 are for root: give another with %s)", err, flag)
 	}
 	return ln, err
 }
