@@ -12,8 +12,8 @@ import (
 	"github.com/lockerd/lockerd/systest/farm"
 )
 
-// lockerd is the program that is tested, built as its users build it.
-var lockerd string
+// The programs that are tested, built as their users build them.
+var lockerd, lockersh string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -23,10 +23,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		lockerd = filepath.Join(dir, "lockerd")
-		out, err := exec.Command("go", "build", "-o", lockerd, "../cmd/lockerd").CombinedOutput()
+		lockerd, lockersh = filepath.Join(dir, "lockerd"), filepath.Join(dir, "lockersh")
+		out, err := exec.Command("go", "build", "-o", dir+"/", "../cmd/lockerd", "../cmd/lockersh").CombinedOutput()
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "build lockerd: %v\n%s", err, out)
+			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 			return 1
 		}
 		return m.Run()

@@ -30,8 +30,13 @@ func dial(addr string) (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &wire{c, bufio.NewReaderSize(c, 256)}, nil
+	return &wire{c, newReader(c)}, nil
 }
+
+func newReader(c net.Conn) *bufio.Reader { return bufio.NewReaderSize(c, 256) }
+
+// CloseWrite ends our side of the connection.
+func (w *wire) CloseWrite() error { return w.Conn.(*net.TCPConn).CloseWrite() }
 
 // connect dials for the test, which closes the connection at its end.
 func connect(t *testing.T, addr string) *wire {
