@@ -2,6 +2,7 @@ package pidprobe
 
 import (
 	"net"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -19,7 +20,6 @@ type datagram struct {
 	// control tells to which of our addresses it was sent (ip(7), IP_PKTINFO). The
 	// answer goes out from that one, or a host with several would seem to be another.
 	control [8]uint64
-	vector  unix.Iovec
 }
 
 // mmsghdr is the kernel's struct of that name (recvmmsg(2)).
@@ -28,11 +28,23 @@ type mmsghdr struct {
 	n uint32 // bytes received or sent
 }
 
-// batch receives and sends datagrams many at a time, without allocating.
+// batch receives datagrams and sends answers many at a time, without allocating.
+//
+// Answers of one length to one asker that follow each other leave as one message,
+// which the kernel cuts up at the last moment (udp(7), UDP_SEGMENT): that is half
+// the time of sending them one by one.
 type batch struct {
 	conn    syscall.RawConn
 	headers [batchSize]mmsghdr
+	vectors [batchSize]unix.Iovec // of all headers, in order
 	grams   [batchSize]datagram
+
+	// What is to be sent: messages in headers, answers in vectors. Of the last
+	// message, first is the datagram that it answers, size the length of its parts,
+	// control that of its control messages.
+	messages, answers    int
+	first, size, control int
+	segments             bool // the kernel can cut
 
 	// The functions that conn calls, made once, and what passes between.
 	recv, send func(fd uintptr) bool
@@ -46,6 +58,13 @@ func newBatch(conn *net.UDPConn) (*batch, error) {
 		return nil, err
 	}
 	b := &batch{conn: raw}
+	err = raw.Control(func(fd uintptr) {
+		_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+		b.segments = err == nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	b.recv = func(fd uintptr) bool { return b.call(unix.SYS_RECVMMSG, fd) }
 	b.send = func(fd uintptr) bool { return b.call(unix.SYS_SENDMMSG, fd) }
 	return b, nil
@@ -74,17 +93,18 @@ func (b *batch) call(trap, fd uintptr) bool {
 func (b *batch) receive() (int, error) {
 	for i := range b.headers {
 		d := &b.grams[i]
-		d.vector.Base = &d.data[0]
-		d.vector.SetLen(len(d.data))
+		b.vectors[i].Base = &d.data[0]
+		b.vectors[i].SetLen(len(d.data))
 		h := &b.headers[i].Msghdr
 		h.Name = (*byte)(unsafe.Pointer(&d.peer))
 		h.Namelen = unix.SizeofSockaddrInet6
-		h.Iov = &d.vector
+		h.Iov = &b.vectors[i]
 		h.Iovlen = 1
 		h.Control = (*byte)(unsafe.Pointer(&d.control[0]))
 		h.SetControllen(8 * len(d.control))
 		h.Flags = 0
 	}
+	b.messages, b.answers = 0, 0
 	b.from, b.n = 0, batchSize
 	if err := b.conn.Read(b.recv); err != nil {
 		return 0, err
@@ -119,17 +139,48 @@ func (b *batch) source(i int) (key sourceKey) {
 
 var v4InV6 = [12]byte{10: 0xff, 11: 0xff}
 
-// answer turns datagram i, with a new text, into the k-th to be sent. k <= i.
-func (b *batch) answer(k, i int, text []byte) {
-	h := &b.headers[i]
+// answer adds an answer to datagram i to what is to be sent. Answers are given in
+// the order of the datagrams, so that theirs are the headers before.
+func (b *batch) answer(i int, text []byte) {
+	v := &b.vectors[b.answers]
+	v.Base = &text[0]
+	v.SetLen(len(text))
+	b.answers++
 	b.keepAddress(i)
-	d := &b.grams[i]
-	d.vector.Base = &text[0]
-	d.vector.SetLen(len(text))
-	h.Flags = 0
-	if k != i {
-		b.headers[k].Msghdr = h.Msghdr // it points to grams[i]
+	if b.messages > 0 && b.segments && len(text) == b.size && b.sameAsker(i) {
+		h := &b.headers[b.messages-1].Msghdr
+		h.Iovlen++
+		if h.Iovlen == 2 {
+			b.cut(h)
+		}
+		return
 	}
+	h := &b.headers[b.messages].Msghdr
+	*h = b.headers[i].Msghdr
+	h.Iov, h.Iovlen, h.Flags = v, 1, 0
+	b.messages++
+	b.first, b.size, b.control = i, len(text), int(h.Controllen)
+}
+
+// sameAsker says whether datagram i came from where the last message goes, to the
+// same address of ours.
+func (b *batch) sameAsker(i int) bool {
+	d, first := &b.grams[i], &b.grams[b.first]
+	n := b.control / 8
+	return d.peer == first.peer && int(b.headers[i].Controllen) == b.control &&
+		slices.Equal(d.control[:n], first.control[:n])
+}
+
+// cut asks the kernel to cut up the last message.
+func (b *batch) cut(h *unix.Msghdr) {
+	control := &b.grams[b.first].control
+	at := b.control / 8
+	c := (*unix.Cmsghdr)(unsafe.Pointer(&control[at]))
+	c.Level, c.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+	c.SetLen(unix.CmsgLen(2))
+	*(*uint16)(unsafe.Pointer(&control[at+unix.CmsgLen(0)/8])) = uint16(b.size)
+	h.Control = (*byte)(unsafe.Pointer(&control[0]))
+	h.SetControllen(b.control + unix.CmsgSpace(2))
 }
 
 // keepAddress makes the control message of datagram i one for sending: from the
@@ -155,21 +206,26 @@ func (b *batch) keepAddress(i int) {
 	}
 }
 
-// transmit sends the first n datagrams. Those that cannot be sent, because a
-// route or a permission is missing, are lost, as datagrams may be. The error is
-// that of a closed socket.
-func (b *batch) transmit(n int) (sent int, err error) {
-	for b.from = 0; b.from < n; {
-		b.n = n
+// transmit sends all messages, and returns how many answers went out. Those that
+// cannot be sent, because a route or a permission is missing, are lost, as
+// datagrams may be. The error is that of a closed socket.
+func (b *batch) transmit() (sent int, err error) {
+	for b.from = 0; b.from < b.messages; {
+		b.n = b.messages
 		if err := b.conn.Write(b.send); err != nil {
 			return sent, err
 		}
 		if b.errno != 0 {
+			if b.headers[b.from].Iovlen > 1 && (b.errno == unix.EIO || b.errno == unix.EINVAL) {
+				b.segments = false // not on this way; they will be asked for again
+			}
 			b.from++
 			continue
 		}
-		sent += b.n
-		b.from += b.n
+		for ; b.n > 0; b.n-- {
+			sent += int(b.headers[b.from].Iovlen)
+			b.from++
+		}
 	}
 	return sent, nil
 }

@@ -159,11 +159,18 @@ func readStat(pid int32) (stat, bool) {
 	if !ownProc() {
 		return stat{}, false
 	}
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
+	// Not by package os, which would try to add the file to the runtime's poller.
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(pid))+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return stat{}, false
 	}
-	return parseStat(text)
+	defer unix.Close(fd)
+	var text [2048]byte // 52 numbers and a short name
+	n, err := unix.Read(fd, text[:])
+	if err != nil {
+		return stat{}, false
+	}
+	return parseStat(text[:n])
 }
 
 // parseStat reads the text of proc_pid_stat(5): state, threads and start time are

@@ -160,7 +160,8 @@ func (w *worker) run() error {
 		}
 		w.read(n)
 		w.look.look(w.pids[:w.n], w.verdicts[:w.n])
-		sent, err := w.batch.transmit(w.write())
+		w.write()
+		sent, err := w.batch.transmit()
 		w.s.answered.Add(uint64(sent))
 		if err != nil {
 			return fmt.Errorf("send on the pidstat port: %w", err)
@@ -194,9 +195,8 @@ func (w *worker) read(n int) {
 	w.s.limited.Add(uint64(asked - w.n))
 }
 
-// write makes the answers that are wanted, and returns how many.
-func (w *worker) write() int {
-	k := 0
+// write makes the answers that are wanted.
+func (w *worker) write() {
 	for i := range w.n {
 		q := &w.questions[i]
 		if !q.want.wants(w.verdicts[i]) {
@@ -206,8 +206,6 @@ func (w *worker) write() int {
 		if len(host) == 0 {
 			host = w.s.name
 		}
-		w.batch.answer(k, w.place[i], appendAnswer(w.replies[i][:0], q.number, w.verdicts[i], host))
-		k++
+		w.batch.answer(w.place[i], appendAnswer(w.replies[i][:0], q.number, w.verdicts[i], host))
 	}
-	return k
 }
