@@ -37,7 +37,7 @@ var layers = map[string]layer{
 		why: "every replica must get the same table from the same log: no clock, I/O, scheduling or chance",
 	},
 	"transport": {
-		modules: []string{"github.com/hashicorp/raft", "golang.org/x/sys"},
+		modules: []string{"golang.org/x/sys"},
 		why:     "bytes and connections are the same whatever they carry; it knows no locks",
 	},
 	"transport/pipenet": {why: "it stands in for sockets below everything else"},
@@ -94,11 +94,6 @@ var layers = map[string]layer{
 	},
 }
 
-// narrow lists imports that only one file of a package may have.
-var narrow = map[string]string{
-	"transport github.com/hashicorp/raft": "raftlayer.go",
-}
-
 func TestImportsRunOneWay(t *testing.T) {
 	for dir, files := range packages(t) {
 		l, ok := layerOf(dir)
@@ -113,12 +108,6 @@ func TestImportsRunOneWay(t *testing.T) {
 			for _, path := range imports(t, f) {
 				if !l.allows(path) {
 					t.Errorf("%s imports %s: %s", f, path, l.why)
-				}
-				for key, only := range narrow {
-					pkg, what, _ := strings.Cut(key, " ")
-					if pkg == dir && within(path, what) && filepath.Base(f) != only {
-						t.Errorf("%s imports %s: only %s may", f, path, only)
-					}
 				}
 			}
 		}

@@ -17,7 +17,7 @@ import (
 // more: the node on that process's host looks for itself. Only where none of our
 // nodes can look is the client believed, as the original server believed it.
 func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
-	if n.onHost(n.host, p.Host) {
+	if n.onHost(n.host, p.Host) || p.Host == n.cfg.Host && p.Host != "" {
 		if alive(p.PID) {
 			return nil
 		}

@@ -10,6 +10,9 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
+// ErrDisk is the end of a node whose disk has failed or hung.
+var ErrDisk = errors.New("disk")
+
 // diskHang is how long one write may take before the disk counts as hung. Raft's
 // heartbeats do not go by the disk, so a leader on a hung one would keep its
 // office for ever.
@@ -55,7 +58,7 @@ func (d *guardedDisk) check(what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	d.fail(fmt.Errorf("disk: %s: %w (the node stops: check the disk, then start it again)", what, err))
+	d.fail(fmt.Errorf("%w: %s: %w (the node stops: check the disk, then start it again)", ErrDisk, what, err))
 	select {}
 }
 

@@ -49,6 +49,8 @@ func (n *Node) watchLeadership(notify <-chan bool) {
 
 // serveTerms runs one term after another, and never two at once.
 func (n *Node) serveTerms(turn <-chan struct{}, leads func() bool) {
+	// Raft answers nobody any more once it has shut down, so Close waits here first.
+	defer close(n.terms)
 	end := func() {}
 	defer func() { end() }()
 	for {
@@ -57,23 +59,20 @@ func (n *Node) serveTerms(turn <-chan struct{}, leads func() bool) {
 			return
 		case <-turn:
 		}
+		if n.ctx.Err() != nil {
+			return
+		}
 		end()
 		end = func() {}
 		if !leads() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(n.ctx)
-		over := make(chan struct{})
-		n.run(func() {
-			defer close(over)
-			n.term(ctx)
-		})
+		var over sync.WaitGroup
+		over.Go(func() { n.term(ctx) })
 		end = func() {
 			cancel()
-			select {
-			case <-over:
-			case <-n.ctx.Done():
-			}
+			over.Wait()
 		}
 	}
 }

@@ -82,6 +82,7 @@ type Node struct {
 	closers []func() error
 
 	office   atomic.Pointer[office]
+	terms    chan struct{} // closed when this node has led for the last time
 	applied  chan struct{} // poked after every entry, for the leader's clock
 	sinceCut atomic.Int64  // bytes of log since the last snapshot
 	cutting  atomic.Bool
@@ -119,6 +120,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		peers:   newPeers(),
 		events:  newFeed(),
 		applied: make(chan struct{}, 1),
+		terms:   make(chan struct{}),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if n.cfg.Dial == nil {
@@ -265,6 +267,7 @@ func (n *Node) Close(ctx context.Context) error {
 	var errs []error
 	n.peers.close()
 	if n.raft != nil {
+		errs = append(errs, waitFor(ctx, func() error { <-n.terms; return nil }))
 		errs = append(errs, waitFor(ctx, n.raft.Shutdown().Error), n.trans.Close())
 	}
 	switch {

@@ -11,7 +11,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/lockerd/lockerd/fsm"
-	"github.com/lockerd/lockerd/transport"
 )
 
 const (
@@ -50,7 +49,7 @@ func (n *Node) openRaft() error {
 	n.replica.restored = func() { n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
-	layer := transport.NewRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
+	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
 	net := &raft.NetworkTransportConfig{
 		Stream:  layer,
 		MaxPool: raftPool,

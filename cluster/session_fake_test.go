@@ -76,7 +76,7 @@ func (n *fakeNode) apply(c fsm.Command, claim *fakeClaim) fsm.Result {
 			continue
 		}
 		switch e.Kind {
-		case fsm.EventQueued:
+		case fsm.EventQueued, fsm.EventRenewed:
 			continue
 		case fsm.EventGranted:
 			if !e.Waited {

@@ -21,7 +21,7 @@ func (n *Node) watchDisk() {
 		case <-t.C:
 		}
 		if took, hung := n.disk.hung(); hung {
-			n.fail(fmt.Errorf("disk: a write to the log has hung for %v (the node stops: check the disk, then start it again)", took.Round(time.Second)))
+			n.fail(fmt.Errorf("%w: a write to the log has hung for %v (the node stops: check the disk, then start it again)", ErrDisk, took.Round(time.Second)))
 			return
 		}
 		if n.cfg.DataDir == "" {

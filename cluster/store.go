@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -124,8 +125,8 @@ func writeFileSync(path string, b []byte) error {
 // openStores opens Raft's log, stable and snapshot stores in dir. The returned
 // function closes what must be closed.
 func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func() error, err error) {
-	// bbolt maps its file and trusts it: a truncated or foreign one shows as a
-	// panic or a fault. Both become the error they are.
+	// bbolt trusts its file: a damaged one shows as a panic or a fault. Both become
+	// the error they are.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	path := filepath.Join(dir, logFile)
 	defer func() {
@@ -133,6 +134,9 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 			err = damagedLog(path, fmt.Errorf("%v", p))
 		}
 	}()
+	if err := wholeBolt(path); err != nil {
+		return nil, nil, damagedLog(path, err)
+	}
 	bolt, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		// A free list that is not written saves a page per commit, and the map
@@ -145,7 +149,7 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 		MsgpackUseNewTimeFormat: true,
 	})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, nil, fmt.Errorf("%s is in use by another lockerd: stop that one, or give another --data-dir", dir)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, nil, fmt.Errorf("open log: %w (give a --data-dir this user can write)", err)

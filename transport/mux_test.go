@@ -1,15 +1,11 @@
 package transport
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/raft"
 )
 
 // serveMux runs a Mux on a loopback port until the test ends. set may change it first.
@@ -141,43 +137,5 @@ func TestMuxCloseEndsAcceptedConnections(t *testing.T) {
 	}
 	if len(m.conns) != 0 || m.pending != 0 {
 		t.Errorf("%d connections, %d pending after Close", len(m.conns), m.pending)
-	}
-}
-
-func TestRaftLayer(t *testing.T) {
-	var share net.Listener
-	serveMux(t, func(m *Mux) { share = m.Listen('R') })
-	public := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1753}
-	l := NewRaftLayer(share, new(Dialer).Dial, 'R', public)
-	if l.Addr() != net.Addr(public) {
-		t.Errorf("Addr = %v, want what is advertised", l.Addr())
-	}
-	out, err := l.Dial(raft.ServerAddress(share.Addr().String()), time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	in, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	go out.Write([]byte("hello"))
-	got := make([]byte, 5)
-	if _, err := io.ReadFull(in, got); err != nil || !bytes.Equal(got, []byte("hello")) {
-		t.Fatalf("read %q, %v", got, err)
-	}
-
-	hang := NewRaftLayer(share, func(ctx context.Context, _ string) (net.Conn, error) {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}, 'R', nil)
-	failed := make(chan error, 1)
-	go func() {
-		_, err := hang.Dial("x", 0)
-		failed <- err
-	}()
-	hang.Close()
-	if err := <-failed; !errors.Is(err, context.Canceled) {
-		t.Errorf("a dial when the layer closed: %v", err)
 	}
 }

@@ -213,7 +213,7 @@ func complain(w io.Writer, err error) int {
 
 // diskFailed says whether err is an error of the disk.
 func diskFailed(err error) bool {
-	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC) ||
+	return errors.Is(err, cluster.ErrDisk) || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC) ||
 		errors.Is(err, syscall.EROFS) || errors.Is(err, syscall.EDQUOT)
 }
 

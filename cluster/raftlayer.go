@@ -1,4 +1,4 @@
-package transport
+package cluster
 
 import (
 	"context"
@@ -8,10 +8,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// RaftLayer is raft.StreamLayer over one share of a [Mux]. Closing it ends its
+// raftLayer is raft.StreamLayer over one share of a [transport.Mux]. Closing it ends its
 // dials and stops its listener; the connections that it accepted are closed with
 // the Mux, since raft's NetworkTransport leaves them open.
-type RaftLayer struct {
+type raftLayer struct {
 	net.Listener
 	dial      func(context.Context, string) (net.Conn, error)
 	first     byte
@@ -20,19 +20,19 @@ type RaftLayer struct {
 	cancel    context.CancelFunc
 }
 
-var _ raft.StreamLayer = (*RaftLayer)(nil)
+var _ raft.StreamLayer = (*raftLayer)(nil)
 
-// NewRaftLayer serves ln, dials with dial and opens every connection with the
+// newRaftLayer serves ln, dials with dial and opens every connection with the
 // byte first. Other nodes are told to come to advertise; nil means the address
 // of ln.
-func NewRaftLayer(ln net.Listener, dial func(context.Context, string) (net.Conn, error), first byte, advertise net.Addr) *RaftLayer {
-	l := &RaftLayer{Listener: ln, dial: dial, first: first, advertise: advertise}
+func newRaftLayer(ln net.Listener, dial func(context.Context, string) (net.Conn, error), first byte, advertise net.Addr) *raftLayer {
+	l := &raftLayer{Listener: ln, dial: dial, first: first, advertise: advertise}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }
 
 // Addr is the address that other nodes are told.
-func (l *RaftLayer) Addr() net.Addr {
+func (l *raftLayer) Addr() net.Addr {
 	if l.advertise != nil {
 		return l.advertise
 	}
@@ -40,7 +40,7 @@ func (l *RaftLayer) Addr() net.Addr {
 }
 
 // Dial connects to the Raft port of another node.
-func (l *RaftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+func (l *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := l.ctx, context.CancelFunc(func() {})
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
@@ -71,7 +71,7 @@ func announce(ctx context.Context, c net.Conn, first byte) error {
 }
 
 // Close is called by raft's NetworkTransport.
-func (l *RaftLayer) Close() error {
+func (l *raftLayer) Close() error {
 	l.cancel()
 	return l.Listener.Close()
 }

@@ -1,0 +1,72 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"io/fs"
+	"os"
+)
+
+// The head of a bbolt file: two pages, each with a header of 16 bytes and a meta
+// record, of which the valid one with the later transaction counts (bbolt,
+// internal/common/meta.go).
+const (
+	boltMagic      = 0xED0CDAED
+	boltPageHeader = 16
+	boltMetaSize   = 64
+	boltMaxPage    = 64 << 10
+)
+
+// wholeBolt checks that a bbolt file is as long as it says it is. bbolt maps the
+// file and reads on goroutines of its own, where what lies beyond the end is a fault
+// that nobody can catch. A file that does not exist, or is empty, is a new one.
+func wholeBolt(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() == 0 {
+		return nil
+	}
+	head := make([]byte, 2*boltMaxPage)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	head = head[:n]
+	var pages, last uint64
+	pageSize := int64(os.Getpagesize())
+	for _, at := range []int{boltPageHeader, int(pageSize) + boltPageHeader} {
+		if len(head) < at+boltMetaSize {
+			continue
+		}
+		meta := head[at : at+boltMetaSize]
+		sum := fnv.New64a()
+		_, _ = sum.Write(meta[:boltMetaSize-8])
+		if binary.NativeEndian.Uint32(meta) != boltMagic || binary.NativeEndian.Uint64(meta[boltMetaSize-8:]) != sum.Sum64() {
+			continue
+		}
+		pageSize = int64(binary.NativeEndian.Uint32(meta[8:]))
+		if txid := binary.NativeEndian.Uint64(meta[48:]); txid >= last {
+			last, pages = txid, binary.NativeEndian.Uint64(meta[40:])
+		}
+	}
+	switch {
+	case pages == 0:
+		return errors.New("it is no log")
+	case info.Size() < int64(pages)*pageSize:
+		return fmt.Errorf("it is cut off: %d bytes of %d", info.Size(), int64(pages)*pageSize)
+	}
+	return nil
+}
