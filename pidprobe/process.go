@@ -165,7 +165,7 @@ func readStat(pid int32) (stat, bool) {
 		return stat{}, false
 	}
 	defer unix.Close(fd)
-	var text [2048]byte // 52 numbers and a short name
+	var text [1024]byte // the fields in question are within
 	n, err := unix.Read(fd, text[:])
 	if err != nil {
 		return stat{}, false

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"strconv"
+	"fmt"
 	"strings"
 )
 
@@ -42,20 +42,22 @@ func hex(c byte) byte {
 // show is a text decoded for people, level by level: what follows a nested
 // uriexec is decoded once more.
 func show(s string) string {
-	var head, tail strings.Builder
-	for level := 1; ; level++ {
+	var b strings.Builder
+	level := 1
+	for ; ; level++ {
 		s = decode(s)
-		n := strconv.Itoa(level)
 		outer, inner, nested := cutUriexec(s)
 		if !nested {
-			return head.String() + "{" + n + "{ " + s + " }" + n + " " + tail.String()
+			break
 		}
-		head.WriteString("{" + n + "{ " + outer + " ")
-		rest := tail.String()
-		tail.Reset()
-		tail.WriteString(" }" + n + "} " + rest)
+		fmt.Fprintf(&b, "{%d{ %s ", level, outer)
 		s = inner
 	}
+	fmt.Fprintf(&b, "{%d{ %s }%d ", level, s, level)
+	for level--; level > 0; level-- {
+		fmt.Fprintf(&b, " }%d} ", level)
+	}
+	return b.String()
 }
 
 // cutUriexec splits after the first word uriexec and one blank.
