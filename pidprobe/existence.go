@@ -9,11 +9,14 @@ import "golang.org/x/sys/unix"
 //
 // Invariant: a verdict is true of a moment after the question arrived.
 type lookout struct {
+	maxFD int                      // keep no descriptors from here on: others need some
 	slots [lookoutSize]lookoutSlot // number modulo size
-	batch uint32
+	batch uint64
 	polls []unix.PollFd
 	asked []*lookoutSlot // of each poll
 }
+
+func newLookout() *lookout { return &lookout{maxFD: budget()} }
 
 const lookoutSize = 1024 // a power of two
 
@@ -22,7 +25,7 @@ const lookoutSize = 1024 // a power of two
 type lookoutSlot struct {
 	pid   int32
 	fd    int32
-	batch uint32
+	batch uint64
 	at    int32
 }
 
@@ -43,6 +46,14 @@ func (l *lookout) look(pids []int32, verdicts []Verdict) {
 			fd, err := unix.PidfdOpen(int(pid), 0)
 			switch err {
 			case nil:
+				if fd >= l.maxFD { // the lowest free one: so many are in use
+					verdicts[i] = Alive
+					if ended(fd) {
+						verdicts[i] = Dead
+					}
+					unix.Close(fd)
+					continue
+				}
 				s.pid, s.fd = pid, int32(fd)
 			case unix.ESRCH:
 				verdicts[i] = Dead

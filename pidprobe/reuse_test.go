@@ -61,7 +61,7 @@ func playReuse() error {
 	if err != nil {
 		return err
 	}
-	var cache lookout
+	cache := newLookout()
 	fromCache := func() Verdict {
 		v := make([]Verdict, 1)
 		cache.look([]int32{100}, v)

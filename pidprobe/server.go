@@ -129,7 +129,7 @@ func (s *Server) Serve(ctx context.Context) error {
 type worker struct {
 	s     *Server
 	batch *batch
-	look  lookout
+	look  *lookout
 
 	// Of the questions of a batch that are questions: their place among the
 	// datagrams, what they ask, and what to say.
@@ -148,7 +148,7 @@ func (s *Server) newWorker() (*worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the pidstat socket: %w", err)
 	}
-	return &worker{s: s, batch: b}, nil
+	return &worker{s: s, batch: b, look: newLookout()}, nil
 }
 
 func (w *worker) run() error {

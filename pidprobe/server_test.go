@@ -259,7 +259,7 @@ func TestLookout(t *testing.T) {
 	c, d := start(t, "cat"), start(t, "cat")
 	d.zombie()
 	own := int32(os.Getpid())
-	var l lookout
+	l := newLookout()
 	defer l.close()
 	// The last shares its slot with the first, and the one before with nobody.
 	pids := []int32{own, 1, c.pid(), d.pid(), own, 1<<31 - 1, own + lookoutSize*100_000}
@@ -274,6 +274,14 @@ func TestLookout(t *testing.T) {
 			c.zombie()
 			want[2] = Dead
 		}
+	}
+	// Without a descriptor to spare it keeps none.
+	l.close()
+	l.maxFD = 0
+	got := make([]Verdict, len(pids))
+	l.look(pids, got)
+	if fmt.Sprint(got) != fmt.Sprint(want) || len(l.polls) > 0 {
+		t.Fatalf("without descriptors: %v, want %v; %d kept", got, want, len(l.polls))
 	}
 }
 

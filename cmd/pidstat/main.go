@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,7 +133,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return misuse(stderr, "--port: %v", err)
 	}
-	c := &pidprobe.Client{Port: port, Names: []string{client.FQDN()}}
+	c := &pidprobe.Client{Port: port}
+	if slices.ContainsFunc(all, func(p process) bool { return !c.Local(p.host) && net.ParseIP(p.host) == nil }) {
+		c.Names = []string{client.FQDN()} // may take a second to find out
+	}
 	return o.exists(ctx, c, all, stdout, stderr)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -181,9 +182,11 @@ func (o *options) task(ctx context.Context) (task, error) {
 			return t, misuse("--killer: %w", err)
 		}
 	}
-	t.Names = []string{client.FQDN()}
-	if t.Host == "" {
+	switch {
+	case t.Host == "":
 		t.Host = "localhost"
+	case !(&pidprobe.Client{}).Local(t.Host) && net.ParseIP(t.Host) == nil:
+		t.Names = []string{client.FQDN()} // may take a second to find out
 	}
 	return t, nil
 }
