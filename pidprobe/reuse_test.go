@@ -23,6 +23,7 @@ func TestReusedNumber(t *testing.T) {
 		"the first: alive",
 		"its number, from a cache: alive",
 		"the second has the number: true",
+		"without a pidfd, a watch of the first: dead",
 		"the second: alive",
 		"the first: dead",
 		"its number, from a cache: alive",
@@ -69,6 +70,15 @@ func playReuse() error {
 	}
 	fmt.Println("the first:", Check(one))
 	fmt.Println("its number, from a cache:", fromCache())
+	polledDead := make(chan Process, 1)
+	polls, err := NewWatcher(func(p Process) { polledDead <- p }, nil)
+	if err != nil {
+		return err
+	}
+	polls.budget = 0
+	if err := polls.Watch(Process{PID: 100}); err != nil {
+		return err
+	}
 	_ = first.Process.Kill()
 	_ = first.Wait()
 	time.Sleep(50 * time.Millisecond) // start times count in hundredths
@@ -80,6 +90,9 @@ func playReuse() error {
 		return err
 	}
 	fmt.Println("the second has the number:", two.PID == one.PID && two.Start > one.Start)
+	if <-polledDead == (Process{PID: 100}) {
+		fmt.Println("without a pidfd, a watch of the first: dead")
+	}
 	fmt.Println("the second:", Check(two))
 	fmt.Println("the first:", Check(one))
 	fmt.Println("its number, from a cache:", fromCache())

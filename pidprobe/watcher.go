@@ -50,11 +50,12 @@ type Watcher struct {
 	budget   int // pidfds at most
 }
 
-// watch is a process watched. fd is its pidfd, -1 without; seq tells it from
-// earlier ones of the same descriptor.
+// watch is a process watched, and what is known of it: without a pidfd, a start
+// time that was not given is read at the beginning. fd is its pidfd, -1 without;
+// seq tells it from earlier ones of the same descriptor.
 type watch struct {
-	process Process
-	fd, seq int32
+	process, known Process
+	fd, seq        int32
 }
 
 // NewWatcher starts a Watcher. It calls dead once for each process that it finds
@@ -111,7 +112,7 @@ func (w *Watcher) Watch(p Process) error {
 	if _, ok := w.watches[p]; ok {
 		return nil
 	}
-	e := &watch{process: p, fd: -1}
+	e := &watch{process: p, known: p, fd: -1}
 	w.watches[p] = e
 	if p.ofAnotherBoot() {
 		w.report(e)
@@ -128,6 +129,9 @@ func (w *Watcher) Watch(p Process) error {
 			w.wake(time.Now())
 		}
 		w.polled[e] = struct{}{}
+		if st, ok := readStat(p.PID); ok && p.Start == 0 {
+			e.known.Start = st.start
+		}
 	}
 	return nil
 }
@@ -141,8 +145,8 @@ func (w *Watcher) Unwatch(p Process) {
 	}
 }
 
-// Len is the number of processes watched, and Polled that of those among them
-// that are looked at from time to time for want of a pidfd.
+// Len is the number of processes watched, and of those among them that are looked
+// at from time to time for want of a pidfd.
 func (w *Watcher) Len() (all, polled int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -169,7 +173,7 @@ func (w *Watcher) open(e *watch) error {
 	if len(w.byFD) >= w.budget {
 		return errBudget
 	}
-	fd, err := unix.PidfdOpen(int(e.process.PID), 0)
+	fd, err := unix.PidfdOpen(int(e.known.PID), 0)
 	switch err {
 	case nil:
 	case unix.ESRCH:
@@ -177,7 +181,7 @@ func (w *Watcher) open(e *watch) error {
 	default:
 		return err
 	}
-	if e.process.replaced() {
+	if e.known.replaced() {
 		unix.Close(fd)
 		return ErrDead
 	}
@@ -291,7 +295,7 @@ func (w *Watcher) poll() {
 		switch {
 		case w.open(e) == nil:
 			delete(w.polled, e)
-		case Check(e.process) == Dead:
+		case Check(e.known) == Dead:
 			w.drop(e)
 			w.gone = append(w.gone, e.process)
 		}

@@ -104,6 +104,38 @@ func TestForeground(t *testing.T) {
 	}
 }
 
+func TestDebug(t *testing.T) {
+	port := freePort(t)
+	cmd := command(t, "--debug", "--host", "127.0.0.1", "--port", port)
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewScanner(out)
+	n, _ := strconv.Atoi(port)
+	for _, want := range []string{"serving on 127.0.0.1:" + port, "1 datagrams, 1 answered, 0 no questions, 0 over the rate", "stopped"} {
+		if !in.Scan() || !strings.HasSuffix(in.Text(), want) {
+			t.Fatalf("it says %q, want %q", in.Text(), want)
+		}
+		switch {
+		case strings.HasPrefix(want, "serving"):
+			if _, err := ask(t, n, "PIDR 1 h"); err != nil {
+				t.Fatal(err)
+			}
+		case strings.HasPrefix(want, "1"):
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Datagrams that are no questions do it no harm.
 func TestBadQuestions(t *testing.T) {
 	_, port := foreground(t)
