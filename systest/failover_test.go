@@ -186,7 +186,7 @@ func TestStoppedProcesses(t *testing.T) {
 			allMove(t, crowd, 5)
 			ready(t, f)
 			h.check(t)
-			if n := len(h.order); n < 6*8 {
+			if n := h.count(); n < 6*8 {
 				t.Errorf("only %d grants", n)
 			}
 		})
