@@ -1,0 +1,71 @@
+package cluster
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// unwilling is a route to a node that does not take commands yet.
+type unwilling struct {
+	ledger  *ledger
+	mu      sync.Mutex
+	takes   bool
+	taken   int
+	bounced int
+}
+
+func (r *unwilling) propose(fsm.Proposal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.takes {
+		r.taken++
+		return
+	}
+	go func() {
+		r.ledger.bounce(r)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.bounced++
+	}()
+}
+
+func (r *unwilling) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.takes = true
+}
+
+// await waits until a command has been bounced, or taken, by the route.
+func (r *unwilling) await(t *testing.T, what string, count *int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		r.mu.Lock()
+		n := *count
+		r.mu.Unlock()
+		if n > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the command was never %s", what)
+		}
+	}
+}
+
+// A leader hands over: it bounces what it is sent from then on, and so does its
+// successor until it is in office. The command must reach it after that.
+func TestACommandIsSentAgainByTheNextRoute(t *testing.T) {
+	l := newLedger("n")
+	l.answer(fsm.Ask{}, fsm.Result{Node: 1})
+	before, next := &unwilling{ledger: l}, &unwilling{ledger: l}
+	l.setRoute(before)
+	l.add(&call{command: fsm.Tick{}})
+	before.await(t, "bounced", &before.bounced)
+	// The rest that this calls for is not over when the next one bounces as well.
+	l.setRoute(next)
+	next.await(t, "bounced", &next.bounced)
+	next.begin()
+	next.await(t, "taken", &next.taken)
+}
