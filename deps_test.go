@@ -54,7 +54,7 @@ var layers = map[string]layer{
 		why:     "running a command and passing on its end is the same with and without a lock",
 	},
 	"client": {
-		ours:    []string{"transport"},
+		ours:    []string{"pidprobe", "transport"},
 		modules: []string{"golang.org/x/sys"},
 		why:     "whoever embeds the client must not get a server with it",
 	},
@@ -62,6 +62,10 @@ var layers = map[string]layer{
 		ours:    []string{"fsm", "transport", "pidprobe"},
 		modules: []string{"*"},
 		why:     "where table, Raft and sockets meet; executors come in through an interface",
+	},
+	"getopt": {
+		modules: []string{"github.com/spf13/pflag"},
+		why:     "it reads command lines, whatever they are for",
 	},
 	"jepsen": {
 		ours:    []string{"client"},
@@ -88,7 +92,7 @@ var layers = map[string]layer{
 		why:     "it measures programs from outside, as their users see them",
 	},
 	"cmd/...": {
-		ours:    []string{"client", "cluster", "fsm", "freezer", "job", "pidprobe", "transport"},
+		ours:    []string{"client", "cluster", "fsm", "freezer", "getopt", "job", "pidprobe", "transport"},
 		modules: []string{"*"},
 		why:     "commands are wiring and exit codes: what two of them need belongs in a package",
 	},

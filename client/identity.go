@@ -8,8 +8,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/lockerd/lockerd/pidprobe"
 )
 
 // DefaultUser is the owner that IPC::Locker makes up: host_pid_USER, where an
@@ -98,51 +99,8 @@ func domainOf(name string) string {
 	return name[i+1:]
 }
 
-// bootID names this boot of the kernel and, after a slash, the pid namespace that
-// process numbers are of (random(4), pid_namespaces(7)): the node of this host must
-// not look for a process of a container among its own. Empty if it cannot be read.
-func bootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	id := string(bytes.TrimSpace(b))
-	if info, err := os.Stat("/proc/self/ns/pid"); err == nil {
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			id += "/" + strconv.FormatUint(st.Ino, 10)
-		}
-	}
-	return id
-}
-
-// processStat is the state letter and the start time in clock ticks since boot of
-// a process (proc_pid_stat(5), fields 3 and 22).
-func processStat(pid int) (state byte, start uint64, ok bool) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, 0, false
-	}
-	end := bytes.LastIndexByte(text, ')') // the name in field 2 may hold anything
-	if end < 0 {
-		return 0, 0, false
-	}
-	f := bytes.Fields(text[end+1:])
-	if len(f) < 20 {
-		return 0, 0, false
-	}
-	start, err = strconv.ParseUint(string(f[19]), 10, 64)
-	return f[0][0], start, err == nil
-}
-
-// isDead says whether it is certain that a process of this host has ended. A
-// zombie has: it will never release anything.
+// isDead says whether it is certain that a process of this host has ended.
 func isDead(pid int) bool {
-	if pid < 1 {
-		return false
-	}
-	if syscall.Kill(pid, 0) == syscall.ESRCH {
-		return true
-	}
-	state, _, ok := processStat(pid)
-	return ok && (state == 'Z' || state == 'X')
+	p, err := pidprobe.ParsePID(strconv.Itoa(pid))
+	return err == nil && pidprobe.Check(pidprobe.Process{PID: p}) == pidprobe.Dead
 }

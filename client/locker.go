@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lockerd/lockerd/pidprobe"
 	"github.com/lockerd/lockerd/transport"
 )
 
@@ -41,9 +42,9 @@ func New(o Options) (*Locker, error) {
 	l := &Locker{opts: o, servers: servers{list: list}, turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
 	l.host = FQDN()
-	l.boot = bootID()
-	if _, start, ok := processStat(o.PID); ok {
-		l.start = start
+	l.boot = pidprobe.Here()
+	if p, err := pidprobe.Lookup(int32(o.PID)); err == nil {
+		l.start = p.Start
 	}
 	return l, nil
 }

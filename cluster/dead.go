@@ -2,15 +2,11 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lockerd/lockerd/fsm"
+	"github.com/lockerd/lockerd/pidprobe"
 )
 
 // Dead takes a client's word that a process has ended, which is a hint and no
@@ -18,7 +14,8 @@ import (
 // nodes can look is the client believed, as the original server believed it.
 func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
 	if n.onHost(n.host, p.Host) || p.Host == n.cfg.Host && p.Host != "" {
-		if alive(p.PID) {
+		boot, _, _ := strings.Cut(p.Boot, "/")
+		if pidprobe.Check(pidprobe.Process{PID: p.PID, Start: p.Start, Boot: boot}) != pidprobe.Dead {
 			return nil
 		}
 	} else if n.gossip != nil {
@@ -73,22 +70,4 @@ func (n *Node) onHost(own, name string) bool {
 		return own == name
 	}
 	return short(own) == short(name)
-}
-
-// alive asks the kernel about a process of this host: kill(2) with signal 0, and
-// proc(5) to tell a zombie, which is dead to everyone but its parent.
-func alive(pid int32) bool {
-	if err := unix.Kill(int(pid), 0); errors.Is(err, unix.ESRCH) {
-		return false
-	}
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(pid)) + "/stat")
-	if err != nil {
-		return !errors.Is(err, os.ErrNotExist)
-	}
-	// The name may hold anything, parentheses too; the state follows the last one.
-	stat := string(b)
-	if i := strings.LastIndexByte(stat, ')'); i >= 0 && len(stat) > i+2 {
-		return stat[i+2] != 'Z' && stat[i+2] != 'X'
-	}
-	return true
 }

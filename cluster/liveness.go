@@ -3,12 +3,9 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -40,21 +37,11 @@ type place struct {
 	Boot  string   `json:"boot"` // boot id, slash, pid namespace
 }
 
-// thisPlace is where this program runs (random(4), pid_namespaces(7)).
+// thisPlace is where this program runs.
 func thisPlace(hosts ...string) place {
 	slices.Sort(hosts)
-	p := place{Hosts: slices.DeleteFunc(slices.Compact(hosts), func(h string) bool { return h == "" })}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return p
-	}
-	p.Boot = strings.TrimSpace(string(boot))
-	if info, err := os.Stat("/proc/self/ns/pid"); err == nil {
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			p.Boot += "/" + strconv.FormatUint(st.Ino, 10)
-		}
-	}
-	return p
+	hosts = slices.DeleteFunc(slices.Compact(hosts), func(h string) bool { return h == "" })
+	return place{Hosts: hosts, Boot: pidprobe.Here()}
 }
 
 // has reports whether a process is of this place. One that names the boot but no

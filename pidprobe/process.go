@@ -207,3 +207,16 @@ var bootID = sync.OnceValue(func() string {
 	}
 	return string(bytes.TrimSpace(b))
 })
+
+// Here names where our process numbers count: this boot of the kernel and, after a
+// slash, our pid namespace (random(4), pid_namespaces(7)). A process that is named
+// with it is not taken for one of another container of the same host. It is the boot
+// id alone if the namespace is not known, and empty if that is not.
+func Here() string {
+	id := bootID()
+	var st unix.Stat_t
+	if id != "" && unix.Stat("/proc/self/ns/pid", &st) == nil {
+		id += "/" + strconv.FormatUint(st.Ino, 10)
+	}
+	return id
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
@@ -105,7 +106,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	fs := flags(&o)
-	words, err := parse(fs, args, true)
+	words, err := getopt.Parse(fs, args, true)
 	switch {
 	case err != nil:
 		return misuse(stderr, "%v, see --help", err)

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
@@ -53,7 +54,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.BoolVar(&o.fork, "fork", false, "the contrary of --nofork")
 	_ = fs.MarkHidden("fork")
 	for _, name := range []string{"host", "rate", "source-rate"} {
-		_ = fs.SetAnnotation(name, isNew, []string{})
+		_ = fs.SetAnnotation(name, getopt.New, []string{})
 	}
 	return fs
 }
@@ -91,7 +92,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	fs := flags(&o)
-	words, err := parse(fs, args, true)
+	words, err := getopt.Parse(fs, args, true)
 	switch {
 	case err != nil:
 		return misuse(stderr, "%v", err)

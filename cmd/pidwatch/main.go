@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 	"github.com/lockerd/lockerd/pidprobe"
 )
@@ -107,7 +108,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	fs := flags(&o)
 	var err error
-	if o.words, err = parse(fs, args, false); err != nil {
+	if o.words, err = getopt.Parse(fs, args, false); err != nil {
 		return complain(stderr, misuse("%v, see --help", err))
 	}
 	switch {

@@ -1,4 +1,9 @@
-package main
+// Package getopt reads command lines by the rules of Perl's Getopt::Long, which the
+// programs of IPC::Locker follow and existing scripts rely on.
+//
+// Options that IPC::Locker does not have are marked as [New]: whatever prefix was
+// short for one of its options stays so.
+package getopt
 
 import (
 	"fmt"
@@ -7,11 +12,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// parse sets the flags of args by the rules of Perl's Getopt::Long, which
-// IPC::Locker's programs follow and pflag does not: one dash for two, any case, any
-// prefix that only one option has, and no in front of one that has no value. It
-// returns the other words. They end the options, unless mixed.
-func parse(fs *pflag.FlagSet, args []string, mixed bool) (words []string, err error) {
+// Parse sets the flags of args as pflag itself does not: one dash for two, any case,
+// any prefix that only one option has, and no in front of one that has no value. It
+// returns the other words. They end the options, unless mixed. An error is one line
+// for the user, without a full stop.
+func Parse(fs *pflag.FlagSet, args []string, mixed bool) (words []string, err error) {
 	for len(args) > 0 {
 		arg := args[0]
 		args = args[1:]
@@ -69,9 +74,9 @@ func find(fs *pflag.FlagSet, name string) (f *pflag.Flag, negated bool, err erro
 	return nil, false, fmt.Errorf("--%s is short for --%s and for --%s", name, found[0].Name, found[1].Name)
 }
 
-// isNew marks options that IPC::Locker does not have. They take no prefix away
-// from those that it has.
-const isNew = "new"
+// New is the annotation of options that IPC::Locker does not have. They take no
+// prefix away from those that it has.
+const New = "new"
 
 // matching is the option of a name, or those that begin with it.
 func matching(fs *pflag.FlagSet, name string) (found []*pflag.Flag) {
@@ -85,7 +90,7 @@ func matching(fs *pflag.FlagSet, name string) (found []*pflag.Flag) {
 	fs.VisitAll(func(f *pflag.Flag) {
 		switch {
 		case f.Hidden || !strings.HasPrefix(f.Name, name):
-		case f.Annotations[isNew] != nil:
+		case f.Annotations[New] != nil:
 			added = append(added, f)
 		default:
 			found = append(found, f)

@@ -1,9 +1,7 @@
-package main
+package getopt
 
 import (
-	"bytes"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -38,10 +36,10 @@ func TestParse(t *testing.T) {
 		fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
 		port := fs.String("port", "", "")
 		peer := fs.String("peer", "", "")
-		_ = fs.SetAnnotation("peer", isNew, []string{})
+		_ = fs.SetAnnotation("peer", New, []string{})
 		debug := fs.Bool("debug", false, "")
 		fork := fs.Bool("fork", false, "")
-		words, err := parse(fs, strings.Fields(c.args), c.mixed)
+		words, err := Parse(fs, strings.Fields(c.args), c.mixed)
 		got := fmt.Sprintf("port=%s debug=%v fork=%v %v", *port, *debug, *fork, words)
 		if *peer != "" {
 			got += " peer=" + *peer
@@ -51,23 +49,6 @@ func TestParse(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q: %s, want %s", c.args, got, c.want)
-		}
-	}
-}
-
-// The rules are the same for all of these, and are tested here.
-func TestOthersParseAlike(t *testing.T) {
-	own, err := os.ReadFile("getopt.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"../pidstat/getopt.go", "../pidwatch/getopt.go"} {
-		other, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(own, other) {
-			t.Errorf("%s is not what it is here", name)
 		}
 	}
 }
