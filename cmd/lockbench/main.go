@@ -49,8 +49,9 @@ func main() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
+		// Further signals change nothing: nothing that follows takes long, and the
+		// kernel may tell us more than once that our parent has died.
 		<-signals
-		signal.Stop(signals) // a second one does not wait for us
 		cancel(errInterrupted)
 	}()
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -69,10 +70,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if inside := (insideError{}); errors.As(err, &inside) {
 		return inside.code // it has said why itself
 	}
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		fmt.Fprintf(stderr, "lockbench: %v\n", errInterrupted)
+		return exitSignal
+	}
 	fmt.Fprintf(stderr, "lockbench: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 	switch {
-	case errors.Is(context.Cause(ctx), errInterrupted):
-		return exitSignal
 	case errors.Is(err, errMissed):
 		return exitMissed
 	case errors.Is(err, errFailed):

@@ -136,15 +136,26 @@ func TestMeasureACut(t *testing.T) {
 
 // A run that is interrupted leaves neither servers nor files.
 func TestInterrupted(t *testing.T) {
+	t.Run("pairs", func(t *testing.T) { interrupt(t, "pairs", "--servers", "3", "--for", "60s") })
+	t.Run("cut", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("network namespaces need root")
+		}
+		interrupt(t, "failover", "--cut")
+	})
+}
+
+func interrupt(t *testing.T, args ...string) {
+	t.Helper()
 	tmp := t.TempDir()
-	c := exec.Command(filepath.Join(bin, "lockbench"), "pairs", "--servers", "3", "--for", "60s")
+	c := exec.Command(filepath.Join(bin, "lockbench"), args...)
 	c.Env = append(os.Environ(), "TMPDIR="+tmp)
 	var errs bytes.Buffer
 	c.Stderr = &errs
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Process.Kill()
+	defer func() { _ = c.Process.Kill() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	for len(ls(t, tmp, "*/n3/*")) == 0 {
@@ -158,8 +169,8 @@ func TestInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.Wait()
-	if code := c.ProcessState.ExitCode(); code != exitSignal {
-		t.Errorf("exit %d, want %d: %s", code, exitSignal, errs.String())
+	if code := c.ProcessState.ExitCode(); code != exitSignal || errs.String() != "lockbench: interrupted\n" {
+		t.Errorf("exit %d, %q; want %d", code, errs.String(), exitSignal)
 	}
 	if left := ls(t, tmp, "*"); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
