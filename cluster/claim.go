@@ -11,14 +11,16 @@ import (
 // Claim is one request for locks on behalf of a client, from the moment it is
 // made until the client has been told of its end. Its fields belong to the ledger.
 type Claim struct {
-	ledger  *ledger
-	request fsm.Acquire // of an attached hold: its owner alone
-	attach  bool        // made by Attach: the hold is not ours to undo
-	ask     fsm.Ask     // the request's number of late; it changes when the node joins anew
-	notify  func(fsm.Event)
-	waiting bool      // queued, and not granted so far as we know
-	fence   fsm.Fence // not zero while held, so far as we know
-	ended   bool      // no news is wanted any more
+	ledger    *ledger
+	request   fsm.Acquire // of an attached hold: its owner alone
+	attach    bool        // made by Attach: the hold is not ours to undo
+	ask       fsm.Ask     // the request's number of late; it changes when the node joins anew
+	notify    func(fsm.Event)
+	news      []fsm.Event // came before the answer
+	fence     fsm.Fence   // not zero while held, so far as we know
+	renewed   bool        // ask is of a Renew, which the table does not withdraw a hold by
+	ended     bool        // no news is wanted any more
+	cancelled bool        // and nothing is to remain
 }
 
 // Acquire asks for locks. The result is Granted, Queued, Busy or Refused. After
@@ -60,12 +62,41 @@ func (c *Claim) Cancel() {
 		return
 	}
 	l.end(c)
-	if c.ask != (fsm.Ask{}) && l.open[c.ask.Seq] == nil {
-		l.early = append(l.early, &call{command: fsm.Withdraw{Ask: c.ask}})
-		l.number()
+	c.cancelled = true
+	if c.ask == (fsm.Ask{}) {
+		return // not asked yet, and never to be
 	}
-	// A request that is still open is withdrawn by settle when its answer comes:
-	// only then is it certain to be in the log before its withdrawal.
+	if open := l.open[c.ask.Seq]; open != nil && open.claim == c {
+		if open.again {
+			return // settle undoes what comes of it, and of the request before
+		}
+		// It must not go out any more: its client may have asked elsewhere meanwhile,
+		// and would lose what it got there to a request nobody stands behind.
+		l.close(open)
+	} else if c.asking() {
+		return // likewise
+	}
+	l.undo(c)
+	l.number()
+}
+
+// asking reports whether the claim's next request waits for a number.
+func (c *Claim) asking() bool {
+	for _, e := range c.ledger.early {
+		if e.claim == c {
+			return true
+		}
+	}
+	return false
+}
+
+// undo sees to it that nothing remains of what a claim has got.
+func (l *ledger) undo(c *Claim) {
+	undo := &call{command: fsm.Withdraw{Ask: c.ask}}
+	if c.renewed {
+		undo.command = fsm.Release{Owner: c.request.Owner, ID: c.request.ID, Fence: c.fence}
+	}
+	l.early = append(l.early, undo)
 }
 
 // Forget ends the notices. The hold, if there is one, stays.
@@ -75,7 +106,6 @@ func (c *Claim) Forget() {
 	defer l.mu.Unlock()
 	if !c.ended {
 		l.end(c)
-		c.waiting, c.fence = false, 0
 	}
 }
 
@@ -88,53 +118,94 @@ func (l *ledger) end(c *Claim) {
 }
 
 // settle notes what the answer to a claim's request says of it.
-func (l *ledger) settle(c *Claim, res fsm.Result) {
-	if c.ended {
-		if !c.attach && (res.Code == fsm.Granted || res.Code == fsm.Queued) {
-			l.early = append(l.early, &call{command: fsm.Withdraw{Ask: c.ask}})
+func (l *ledger) settle(open *call, res fsm.Result) {
+	c := open.claim
+	switch {
+	case c.ended:
+		if c.cancelled && res.Code != fsm.Busy && res.Code != fsm.NotHeld {
+			l.undo(c)
 		}
 		return
+	case res.Code == fsm.Refused && open.sent > 1 && !c.renewed && !c.attach:
+		// It may be the leader who refuses, without the log; another copy of the
+		// request, sent to the leader before, may yet be granted.
+		l.undo(c)
 	}
 	switch res.Code {
 	case fsm.Granted:
-		c.waiting, c.fence = false, res.Fence
-	case fsm.Queued:
-		// Its grant may have come before this answer.
-		c.waiting = c.fence == 0
-	case fsm.Done:
-		// An attached hold is what it was.
+		c.fence = res.Fence
+	case fsm.Queued, fsm.Done:
 	default:
 		l.end(c)
 	}
 }
 
+// over makes the answer to a request that is over before it was answered, from the
+// news of it. If it was granted and lost without the owner's doing, or if nothing
+// is known, its client still waits: it is to be asked again.
+func (c *Claim) over() (res fsm.Result, again bool) {
+	if len(c.news) == 0 {
+		return res, true
+	}
+	switch e := c.news[len(c.news)-1]; {
+	case e.Kind == fsm.EventReleased && e.Cause == fsm.CauseOwner:
+		return fsm.Result{Code: fsm.Granted, Fence: e.Fence, Locks: e.Locks}, false
+	case e.Kind == fsm.EventReleased, e.Kind == fsm.EventGranted:
+		return res, true
+	default:
+		return fsm.Result{Code: fsm.Queued, Ticket: e.Ticket}, false
+	}
+}
+
+// note keeps news that came before the answer.
+func (c *Claim) note(e fsm.Event) {
+	switch e.Kind {
+	case fsm.EventGranted, fsm.EventReleased, fsm.EventWithdrawn, fsm.EventSuperseded:
+		c.news = append(c.news, e)
+	}
+}
+
+// catchUp takes in the news that came before the answer, and returns what of it
+// the client is to be told.
+func (l *ledger) catchUp(c *Claim) []fsm.Event {
+	var tell []fsm.Event
+	for _, e := range c.news {
+		if !c.ended && l.concerns(c, e) {
+			tell = append(tell, e)
+		}
+	}
+	c.news = nil
+	return tell
+}
+
+// forgetNews drops what came for a request that is asked again.
+func (c *Claim) forgetNews() {
+	if c != nil {
+		c.news = nil
+	}
+}
+
 // again makes the command by which a claim survives the loss of its incarnation.
 func (c *Claim) again() *call {
-	l := c.ledger
 	if c.fence != 0 {
+		c.renewed = true
 		return &call{
 			command: fsm.Renew{Owner: c.request.Owner, Fence: c.fence, Attach: true},
 			claim:   c,
+			again:   true,
 			finish: func(_ fsm.Ask, res fsm.Result) {
 				if res.Code != fsm.Done {
-					l.telling.Lock()
-					defer l.telling.Unlock()
 					c.notify(fsm.Event{Kind: fsm.EventReleased, Owner: c.request.Owner, Fence: c.fence})
 				}
 			},
 		}
 	}
-	return &call{command: c.request, claim: c, finish: func(ask fsm.Ask, res fsm.Result) {
-		l.telling.Lock()
-		defer l.telling.Unlock()
+	return &call{command: c.request, claim: c, again: true, finish: func(ask fsm.Ask, res fsm.Result) {
 		switch res.Code {
 		case fsm.Granted:
 			c.notify(fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: ask, Owner: c.request.Owner, Locks: res.Locks, Fence: res.Fence})
 		case fsm.Queued:
 		default:
-			l.mu.Lock()
-			l.end(c)
-			l.mu.Unlock()
 			c.notify(fsm.Event{Kind: fsm.EventWithdrawn, Ask: ask, Owner: c.request.Owner, By: res.Reason})
 		}
 	}}
@@ -152,7 +223,16 @@ func (l *ledger) deliver(events []fsm.Event) {
 		if e.Ask.Node != l.node || l.node == 0 {
 			continue
 		}
-		if c := l.claims[e.Ask.Seq]; c != nil && l.concerns(c, e) {
+		if e.Kind == fsm.EventWithdrawn && e.Cause == fsm.CauseNodeGone {
+			l.rejoin() // this node is who is gone; no request may be under way to tell it so
+			continue
+		}
+		c := l.claims[e.Ask.Seq]
+		switch {
+		case c == nil:
+		case l.open[e.Ask.Seq] != nil:
+			c.note(e) // the answer comes first
+		case l.concerns(c, e):
 			calls = append(calls, func() { c.notify(e) })
 		}
 	}
@@ -169,18 +249,12 @@ func (l *ledger) concerns(c *Claim, e fsm.Event) bool {
 		if !e.Waited || c.fence != 0 {
 			return false
 		}
-		c.waiting, c.fence = false, e.Fence
+		c.fence = e.Fence
 		return true
 	case fsm.EventReleased:
 		l.end(c)
 		return e.Cause != fsm.CauseOwner
-	case fsm.EventWithdrawn:
-		if e.Cause == fsm.CauseNodeGone {
-			return false // the node asks again in its next incarnation
-		}
-		l.end(c)
-		return true
-	case fsm.EventSuperseded:
+	case fsm.EventWithdrawn, fsm.EventSuperseded:
 		l.end(c)
 		return true
 	}
@@ -234,7 +308,7 @@ func (l *ledger) reconcile(table []standing) {
 		}
 		switch {
 		case s.Fence != 0 && c.fence == 0:
-			c.waiting, c.fence = false, s.Fence
+			c.fence = s.Fence
 			e := fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: s.Ask, Owner: c.request.Owner, Locks: s.Locks, Fence: s.Fence}
 			calls = append(calls, func() { c.notify(e) })
 		case s.Fence == 0 && c.fence != 0:

@@ -27,7 +27,9 @@ type call struct {
 	seq     uint64
 	command fsm.Command
 	claim   *Claim                            // of an Acquire or an attaching Renew
-	finish  func(ask fsm.Ask, res fsm.Result) // called once, with no lock held
+	finish  func(ask fsm.Ask, res fsm.Result) // called once, with only telling held; must not block
+	again   bool                              // an earlier request of the claim may have had its effect
+	sent    int                               // how many times
 }
 
 // ledger keeps every command this node has made until it is answered, and every
@@ -40,8 +42,8 @@ type ledger struct {
 	name  string
 	nonce [16]byte
 
-	// telling is held while clients are told, so that they hear of events in order
-	// whichever way those came. It is taken before mu.
+	// telling is held while clients are told, so that they hear of answers and
+	// events in order whichever way those came. It is taken before mu.
 	telling sync.Mutex
 
 	mu        sync.Mutex
@@ -53,7 +55,8 @@ type ledger struct {
 	open      map[uint64]*call
 	early     []*call // not numbered yet: the node has not joined, or too many are open
 	claims    map[uint64]*Claim
-	bounced   bool
+	resting   bool  // open commands are about to be sent again,
+	restFor   route // if this is still the route
 }
 
 func newLedger(name string) *ledger {
@@ -84,6 +87,9 @@ func (l *ledger) number() {
 		c := l.early[0]
 		l.early[0] = nil
 		l.early = l.early[1:]
+		if c.claim != nil && c.claim.ended && !c.again {
+			continue // its client has gone before anyone was asked
+		}
 		c.seq = l.next
 		l.next++
 		l.open[c.seq] = c
@@ -99,6 +105,7 @@ func (l *ledger) number() {
 
 func (l *ledger) send(c *call) {
 	if l.route != nil {
+		c.sent++
 		l.route.propose(fsm.Proposal{
 			Ask:     fsm.Ask{Node: l.node, Seq: c.seq},
 			Floor:   l.floor,
@@ -151,26 +158,38 @@ func (l *ledger) openSeqs() []uint64 {
 }
 
 // bounce notes that the route would not take a command. All open ones are sent
-// again after a rest, to whoever leads by then: the next leader may have bounced
-// some as well meanwhile.
+// again after a rest, unless the route has changed by then and did so already.
 func (l *ledger) bounce(from route) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.bounced || l.route != from {
+	if l.route == from {
+		l.rest()
+	}
+}
+
+func (l *ledger) rest() {
+	from := l.route
+	if l.resting && l.restFor == from {
 		return
 	}
-	l.bounced = true
+	l.resting, l.restFor = true, from
 	time.AfterFunc(rebound, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.bounced = false
-		l.resend()
+		if l.restFor == from {
+			l.resting = false
+		}
+		if l.route == from {
+			l.resend()
+		}
 	})
 }
 
 // answer takes the result of a command. A second answer to the same command, or
 // one to an incarnation that is over, has no one to go to.
 func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
 	l.mu.Lock()
 	if ask == (fsm.Ask{}) {
 		l.joined(res)
@@ -182,34 +201,52 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 		l.mu.Unlock()
 		return
 	}
-	switch res.Code {
-	case fsm.Stranger:
+	switch {
+	case res.Code == fsm.Stranger:
 		l.rejoin()
 		l.mu.Unlock()
 		return
-	case fsm.Stale:
+	case res.Code == fsm.Stale:
 		// The table takes an open command for answered: only a bug here could make
 		// it so. Under a new number it is at least not lost.
+		c.again = true
 		l.renumber(c)
 		l.mu.Unlock()
 		return
-	}
-	if c.claim != nil && !c.claim.attach && !c.claim.ended && res.Code == fsm.Done {
-		// The answer to a repeated request that was granted, and lost again, before
-		// anyone here heard of it. Its client still waits: it is a new request.
-		l.renumber(c)
-		l.mu.Unlock()
-		return
+	case res.Code == fsm.Done && c.acquires():
+		// The answer to a repeated request that was granted or queued before, and is
+		// over. No one here has been told of that yet.
+		var again bool
+		if res, again = c.claim.over(); again {
+			l.renumber(c)
+			l.mu.Unlock()
+			return
+		}
 	}
 	l.close(c)
+	finish := c.finish
+	var news []fsm.Event
 	if c.claim != nil {
-		l.settle(c.claim, res)
+		if c.claim.ended {
+			finish = nil // nobody waits for it
+		}
+		l.settle(c, res)
+		news = l.catchUp(c.claim)
 	}
 	l.number()
 	l.mu.Unlock()
-	if c.finish != nil {
-		c.finish(ask, res)
+	if finish != nil {
+		finish(ask, res)
 	}
+	for _, e := range news {
+		c.claim.notify(e)
+	}
+}
+
+// acquires reports whether a request for locks is made for somebody.
+func (c *call) acquires() bool {
+	_, ok := c.command.(fsm.Acquire)
+	return ok && !c.claim.ended
 }
 
 // close takes a command off the open ones.
@@ -224,12 +261,17 @@ func (l *ledger) close(c *call) {
 func (l *ledger) renumber(c *call) {
 	l.close(c)
 	delete(l.claims, c.seq)
+	c.claim.forgetNews()
 	l.early = append(l.early, c)
 	l.number()
 }
 
 func (l *ledger) joined(res fsm.Result) {
-	if l.node != 0 || res.Node == 0 {
+	if l.node != 0 {
+		return
+	}
+	if res.Node == 0 {
+		l.rest() // refused: there may be room for one more later
 		return
 	}
 	l.node = res.Node
@@ -241,25 +283,24 @@ func (l *ledger) joined(res fsm.Result) {
 // came in by it. Whatever is open is asked again, and so is every claim: a wait
 // queues anew, a hold is attached to this node again if it is still there.
 func (l *ledger) rejoin() {
-	old, open, claims := l.node, l.open, l.claims
 	seqs := l.openSeqs()
-	for seq := range claims {
-		if open[seq] == nil {
+	for seq := range l.claims {
+		if l.open[seq] == nil {
 			seqs = append(seqs, seq)
 		}
 	}
 	slices.Sort(seqs)
 	again := make([]*call, 0, len(seqs)+len(l.early))
 	for _, seq := range seqs {
-		c := open[seq]
+		c := l.open[seq]
 		switch {
 		case c == nil:
-			c = claims[seq].again()
-		case c.claim != nil && c.claim.ended && c.claim.attach:
-			continue // the hold is somebody's; only its news was wanted
-		case c.claim != nil && c.claim.ended:
-			// Nobody wants it any more, but it may have been granted unheard.
-			c = &call{command: fsm.Withdraw{Ask: fsm.Ask{Node: old, Seq: seq}}}
+			c = l.claims[seq].again()
+		case c.claim != nil && c.claim.ended && !c.claim.cancelled:
+			continue // only its news was wanted
+		case c.claim != nil:
+			c.again = true
+			c.claim.forgetNews()
 		}
 		again = append(again, c)
 	}

@@ -208,13 +208,17 @@ func (l *link) ping(ctx context.Context, out *outbox) {
 	t := time.NewTicker(pingInterval)
 	defer t.Stop()
 	for {
-		out.send(framePing, binary.AppendUvarint(nil, uint64(l.node.ledger.incarnation())))
+		l.proveLife(out)
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
 	}
+}
+
+func (l *link) proveLife(out *outbox) {
+	out.send(framePing, binary.AppendUvarint(nil, uint64(l.node.ledger.incarnation())))
 }
 
 func (l *link) read(conn net.Conn, r *bufio.Reader) error {
@@ -308,6 +312,11 @@ func (l *link) ask(ctx context.Context, method byte, payload []byte) ([]byte, er
 	id := l.nextID
 	l.asks[id] = ch
 	l.mu.Unlock()
+	if method == askLook {
+		// What happens after the answer is pushed to us: the server has to know the
+		// way by then.
+		l.proveLife(out)
+	}
 	b := append(binary.AppendUvarint(nil, id), method)
 	out.send(frameAsk, append(b, payload...))
 	select {

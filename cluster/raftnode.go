@@ -59,7 +59,7 @@ func (n *Node) openRaft() error {
 	if n.gossip != nil {
 		net.ServerAddressProvider = n.gossip
 	}
-	n.trans = voteTransport{raft.NewNetworkTransportWithConfig(net)}
+	n.trans = voteTransport{raft.NewNetworkTransportWithConfig(net), n.ctx}
 	notify := make(chan bool, 16)
 	conf := n.raftConfig(notify)
 	if err := n.bootstrap(conf, stores, cache); err != nil {

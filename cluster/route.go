@@ -54,6 +54,17 @@ func (n *Node) setLeader(p peerLeader) {
 	n.log.Info("leader", "id", p.ID, "addr", p.Addr, "term", p.Term)
 	n.reroute()
 	n.peers.broadcast(frameLeader, mustJSON(p))
+	n.missed()
+}
+
+// missed is called when grants may have been pushed to nobody. A server has its
+// own log to hear of them. An agent does not: not of what was pushed to a link that
+// is no more, nor of what a new leader has applied before it took office.
+func (n *Node) missed() {
+	if n.replica == nil {
+		n.run(n.resync)
+		n.run(n.recharge)
+	}
 }
 
 // heardLeader takes a server's word on who leads. Only agents need it; the word
@@ -104,11 +115,7 @@ func (n *Node) leaderLink() *link {
 func (n *Node) linkUp(l *link, w peerWelcome) {
 	n.heardLeader(w.Leader)
 	n.reroute()
-	if n.replica == nil {
-		// Grants may have been pushed to the link that is no more.
-		n.run(n.resync)
-		n.run(n.recharge)
-	}
+	n.missed()
 }
 
 func (n *Node) linkDown(*link) { n.reroute() }

@@ -133,7 +133,9 @@ func (s *sim) converge() {
 	for range 1000 {
 		clear(digests)
 		for _, n := range s.nodes {
-			n.replica.view(func(m *fsm.Machine) { digests[m.Digest()] = true })
+			if n.replica != nil {
+				n.replica.view(func(m *fsm.Machine) { digests[m.Digest()] = true })
+			}
 		}
 		if len(digests) == 1 {
 			return

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"io"
 	"syscall"
@@ -13,7 +14,10 @@ import (
 // using one that the peer has restarted since; Raft does not repeat a vote it
 // could not ask for, and would lose a whole election timeout over it. A vote may be
 // asked for twice: the voter answers the same.
-type voteTransport struct{ *raft.NetworkTransport }
+type voteTransport struct {
+	*raft.NetworkTransport
+	ctx context.Context // of the node
+}
 
 // RequestVote implements raft.Transport.
 func (t voteTransport) RequestVote(id raft.ServerID, addr raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
