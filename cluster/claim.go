@@ -332,6 +332,10 @@ func (l *ledger) reconcile(table []standing) {
 // submit proposes a command until it is answered, ctx ends, or there has been no
 // leader for too long. Whatever the return, the command may yet be carried out.
 func (n *Node) submit(ctx context.Context, cmd fsm.Command, claim *Claim) (fsm.Result, error) {
+	// What the leader could not read would end the link to it, again and again.
+	if err := fsm.Validate(cmd); err != nil {
+		return fsm.Result{Code: fsm.Refused, Reason: err.Error()}, nil
+	}
 	if d := n.ledger.leaderless(); d > n.cfg.NoLeaderGrace {
 		return fsm.Result{}, n.noLeader()
 	}

@@ -59,6 +59,7 @@ type Node struct {
 	mu      sync.Mutex
 	wg      sync.WaitGroup // every goroutine; added to under mu until stopped
 	stopped bool
+	closed  chan struct{} // made when Close begins, closed when it ends
 	err     error
 	links   map[string]*linkRun
 	routed  route
@@ -235,11 +236,17 @@ func (n *Node) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	n.mu.Lock()
-	if n.stopped {
+	if closed := n.closed; closed != nil {
 		n.mu.Unlock()
+		select { // somebody else is at it
+		case <-closed:
+		case <-ctx.Done():
+		}
 		return nil
 	}
+	n.closed = make(chan struct{})
 	n.mu.Unlock()
+	defer close(n.closed)
 
 	if n.clients != nil {
 		n.clients.move(ctx, n.otherNodes())

@@ -20,8 +20,10 @@ const (
 	// maxPeers bounds connections of other nodes: a farm has thousands of agents.
 	maxPeers = 20_000
 
-	// peerSilence ends a peer's connection. Peers ping every second.
-	peerSilence = 10 * time.Second
+	// peerSilence ends a peer's connection. Peers ping every second. A short one
+	// keeps requests out that have been stuck in the network while their clients
+	// gave up on them and went elsewhere.
+	peerSilence = 3 * time.Second
 
 	// maxPeerRequest bounds a frame from a peer. Nothing that a node asks for is
 	// larger than a few entries' worth of commands.

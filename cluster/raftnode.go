@@ -49,7 +49,7 @@ func (n *Node) openRaft() error {
 	n.replica.restored = func() { n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
-	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.cfg.Dial, HeaderRaft, peerAddr(n.addr))
+	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.dialRaft, HeaderRaft, peerAddr(n.addr))
 	net := &raft.NetworkTransportConfig{
 		Stream:  layer,
 		MaxPool: raftPool,
@@ -215,4 +215,30 @@ func (n *Node) dialPeer(ctx context.Context, addr string, header byte) (net.Conn
 		return nil, errors.Join(err, conn.Close())
 	}
 	return conn, conn.SetWriteDeadline(time.Time{})
+}
+
+// dialRaft connects to another server for Raft. The connection ends with this node:
+// Raft waits for its calls before it stops, and one over a cut link takes longer
+// than a stop may.
+func (n *Node) dialRaft(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
+	conn, err := n.cfg.Dial(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &endingConn{Conn: conn, stop: context.AfterFunc(n.ctx, func() { _ = conn.Close() })}, nil
+}
+
+// endingConn is a connection that somebody else may close as well.
+type endingConn struct {
+	net.Conn
+	stop func() bool
+}
+
+// Close implements net.Conn.
+func (c *endingConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
 }

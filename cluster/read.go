@@ -105,6 +105,9 @@ func (n *Node) look(ctx context.Context, list []standing) error {
 // catchUp waits until this replica holds everything committed before the call:
 // it asks the leader for its index, and for that to be applied here.
 func (n *Node) catchUp(ctx context.Context) (readIndex, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(n.ctx, func() { cancel(ErrClosed) })()
 	for {
 		changed := n.leaderChanged()
 		r, err := n.readIndex(ctx)

@@ -1,0 +1,202 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// follower is some node that does not lead.
+func (s *sim) follower() *Node {
+	leader := s.leader()
+	for _, n := range s.nodes {
+		if n != leader {
+			return n
+		}
+	}
+	return nil
+}
+
+// TestABadCommandOfAFollowerIsRefused proposes through a follower what the wire to
+// the leader can't carry. It must be refused before it is sent: the leader would
+// end the connection over it, and get it again over the next one, for ever.
+func TestABadCommandOfAFollowerIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		n := s.follower()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		long := strings.Repeat("x", fsm.MaxName+1)
+		for _, c := range []fsm.Command{
+			fsm.Release{Owner: "amy", Locks: []string{long}},
+			fsm.Break{Locks: make([]string, fsm.MaxLocks+1), By: "amy"},
+			fsm.ProcessGone{Process: fsm.Process{Host: "h", PID: 1}, Fences: make([]fsm.Fence, fsm.MaxNamed+1)},
+			fsm.Renew{Owner: strings.Repeat("y", 100_000), Fence: 1},
+		} {
+			if res, err := n.Submit(ctx, c); err != nil || res.Code != fsm.Refused || res.Reason == "" {
+				t.Errorf("%.60v: %+v, %v", c, res, err)
+			}
+		}
+		if _, res, err := n.Acquire(ctx, fsm.Acquire{Owner: "amy", Locks: []string{long}}, nil); err != nil || res.Code != fsm.Refused {
+			t.Errorf("acquire: %+v, %v", res, err)
+		}
+		if _, res, err := n.Acquire(ctx, fsm.Acquire{Owner: "amy", Locks: []string{"a"}}, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+			t.Errorf("afterwards: %+v, %v", res, err)
+		}
+	})
+}
+
+// TestCloseInEveryState closes nodes while calls of all kinds wait, twice at once:
+// every call returns, and nothing is left running (the bubble would not end).
+func TestCloseInEveryState(t *testing.T) {
+	states := []struct {
+		name string
+		make func(s *sim)
+	}{
+		{"at once", func(*sim) {}},
+		{"during the first election", func(*sim) { time.Sleep(1500 * time.Millisecond) }},
+		{"with a leader", func(s *sim) { s.leader() }},
+		{"without a quorum", func(s *sim) {
+			s.leader()
+			for _, p := range s.peers {
+				s.net.Isolate(p.Addr)
+			}
+			time.Sleep(2 * time.Second)
+		}},
+		{"in the election after a crash", func(s *sim) {
+			s.net.Kill(s.leader().addr)
+			time.Sleep(time.Millisecond)
+		}},
+	}
+	for _, st := range states {
+		t.Run(st.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSim(t, 3)
+				st.make(s)
+				var calls, closing sync.WaitGroup
+				returned := func(what string, err error) {
+					if err == nil || errors.Is(err, ErrClosed) || errors.Is(err, ErrNoLeader) {
+						return
+					}
+					t.Errorf("%s: %v", what, err)
+				}
+				ctx := context.Background()
+				for _, n := range s.nodes {
+					calls.Go(func() {
+						_, _, err := n.Acquire(ctx, fsm.Acquire{Owner: n.Name(), Locks: []string{"a"}, Block: true}, func(fsm.Event) {})
+						returned("acquire", err)
+					})
+					calls.Go(func() {
+						_, err := n.Submit(ctx, fsm.Release{Owner: n.Name(), Locks: []string{"b"}})
+						returned("submit", err)
+					})
+					calls.Go(func() { _, err := n.Status(ctx, n.Name(), []string{"a"}); returned("status", err) })
+					calls.Go(func() { _, err := n.Table(ctx, false); returned("table", err) })
+				}
+				time.Sleep(time.Millisecond)
+				for _, n := range s.nodes {
+					for range 2 {
+						closing.Go(func() {
+							if err := n.Close(ctx); err != nil {
+								t.Errorf("close %s: %v", n.Name(), err)
+							}
+						})
+					}
+				}
+				closing.Wait()
+				calls.Wait()
+				for _, n := range s.nodes {
+					if _, err := n.Status(ctx, "amy", []string{"a"}); err == nil {
+						t.Errorf("%s answers after its end", n.Name())
+					}
+					if _, err := n.Submit(ctx, fsm.Tick{}); err == nil {
+						t.Errorf("%s takes commands after its end", n.Name())
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestALateRequestTakesNothingOver has a client move on to another node while its
+// request is stuck at one that has been cut off, be it in the node or in the network.
+// When the link is back, nobody must ask for what the client has given up on: it
+// would lose what it got elsewhere.
+func TestALateRequestTakesNothingOver(t *testing.T) {
+	tests := []struct {
+		name           string
+		before, behind time.Duration // from the cut to the request, and from its end to the healing
+	}{
+		{"in the node", 7 * time.Second, 0},
+		{"in the network", 10 * time.Millisecond, 3 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSim(t, 3)
+				defer s.close()
+				first := s.follower()
+				ctx := context.Background()
+				if _, err := first.Submit(ctx, fsm.Release{Owner: "x", Locks: []string{"x"}}); err != nil {
+					t.Fatal(err)
+				}
+				s.net.Isolate(first.addr)
+				time.Sleep(tt.before)
+				amy := fsm.Acquire{Owner: "amy", ID: fsm.RequestID{1}, Locks: []string{"a"}, Block: true}
+				short, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				if _, _, err := first.Acquire(short, amy, func(fsm.Event) {}); err == nil {
+					t.Fatal("granted by a node that is cut off")
+				}
+				var told []fsm.Event
+				_, res, err := s.leader().Acquire(ctx, amy, func(e fsm.Event) { told = append(told, e) })
+				if err != nil || res.Code != fsm.Granted {
+					t.Fatalf("%+v, %v", res, err)
+				}
+				time.Sleep(tt.behind)
+				s.net.Heal()
+				time.Sleep(30 * time.Second)
+				synctest.Wait()
+				if st, err := s.leader().Status(ctx, "amy", amy.Locks); err != nil || st.Fence != res.Fence || len(told) > 0 {
+					t.Errorf("held %d; the cluster says %+v, %v; told %v", res.Fence, st, err, told)
+				}
+			})
+		})
+	}
+}
+
+// TestAFullDiskTakesReleasesOnly sets the leader's disk to nearly full.
+func TestAFullDiskTakesReleasesOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		leader, n := s.leader(), s.follower()
+		ctx := context.Background()
+		a := fsm.Acquire{Owner: "amy", Locks: []string{"a"}}
+		_, held, err := n.Acquire(ctx, a, func(fsm.Event) {})
+		if err != nil || held.Code != fsm.Granted {
+			t.Fatalf("%+v, %v", held, err)
+		}
+		leader.diskLow.Store(true)
+		for _, via := range []*Node{leader, n} {
+			_, res, err := via.Acquire(ctx, fsm.Acquire{Owner: "bob", Locks: []string{"b"}, Block: true}, func(fsm.Event) {})
+			if err != nil || res.Code != fsm.Refused || !strings.Contains(res.Reason, "disk") {
+				t.Errorf("by %s: %+v, %v", via.Name(), res, err)
+			}
+		}
+		if res, err := n.Submit(ctx, fsm.Release{Fence: held.Fence}); err != nil || res.Code != fsm.Done {
+			t.Errorf("release: %+v, %v", res, err)
+		}
+		leader.diskLow.Store(false)
+		if _, res, err := n.Acquire(ctx, a, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+			t.Errorf("with space again: %+v, %v", res, err)
+		}
+	})
+}
