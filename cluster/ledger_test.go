@@ -1,0 +1,385 @@
+package cluster
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// paperRoute notes what it is given.
+type paperRoute struct{ got []fsm.Proposal }
+
+func (r *paperRoute) propose(p fsm.Proposal) { r.got = append(r.got, p) }
+
+// take returns what has been proposed since the last call.
+func (r *paperRoute) take() []fsm.Proposal {
+	got := r.got
+	r.got = nil
+	return got
+}
+
+// ledgerTest is a ledger that has joined as incarnation 7, and a client of it.
+type ledgerTest struct {
+	t     *testing.T
+	l     *ledger
+	route *paperRoute
+	claim *Claim
+	told  []string // answers and news, in order
+}
+
+func newLedgerTest(t *testing.T) *ledgerTest {
+	lt := &ledgerTest{t: t, l: newLedger("n"), route: &paperRoute{}}
+	lt.l.setRoute(lt.route)
+	lt.want("join", fsm.NodeJoin{Name: "n", Nonce: lt.l.nonce})
+	lt.join(7)
+	return lt
+}
+
+func (lt *ledgerTest) join(inc fsm.Incarnation) { lt.l.answer(fsm.Ask{}, fsm.Result{Node: inc}) }
+
+func (lt *ledgerTest) news(e fsm.Event) {
+	lt.told = append(lt.told, fmt.Sprintf("%v %d", e.Kind, e.Fence))
+}
+
+var amy = fsm.Acquire{Owner: "amy", ID: fsm.RequestID{1}, Locks: []string{"a"}, Block: true}
+
+func (lt *ledgerTest) acquire() {
+	lt.claim = &Claim{ledger: lt.l, request: amy, notify: lt.news}
+	lt.l.add(&call{command: amy, claim: lt.claim, finish: func(_ fsm.Ask, res fsm.Result) {
+		lt.told = append(lt.told, fmt.Sprintf("answer %v %d", res.Code, res.Fence))
+	}})
+}
+
+func (lt *ledgerTest) answer(inc fsm.Incarnation, seq uint64, res fsm.Result) {
+	lt.l.answer(fsm.Ask{Node: inc, Seq: seq}, res)
+}
+
+func (lt *ledgerTest) event(e fsm.Event, inc fsm.Incarnation, seq uint64) {
+	e.Ask = fsm.Ask{Node: inc, Seq: seq}
+	lt.l.deliver([]fsm.Event{e})
+}
+
+// want checks what has been proposed since the last time.
+func (lt *ledgerTest) want(when string, commands ...fsm.Command) {
+	lt.t.Helper()
+	var got []fsm.Command
+	for _, p := range lt.route.take() {
+		got = append(got, p.Command)
+	}
+	if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", commands) {
+		lt.t.Errorf("%s: proposed %+v, want %+v", when, got, commands)
+	}
+}
+
+func (lt *ledgerTest) heard(when string, told ...string) {
+	lt.t.Helper()
+	if !slices.Equal(lt.told, told) {
+		lt.t.Errorf("%s: the client was told %q, want %q", when, lt.told, told)
+	}
+	lt.told = nil
+}
+
+var (
+	evGranted    = fsm.Event{Kind: fsm.EventGranted, Waited: true, Fence: 5, Locks: []string{"a"}}
+	evAtOnce     = fsm.Event{Kind: fsm.EventGranted, Fence: 5, Locks: []string{"a"}}
+	evLimit      = fsm.Event{Kind: fsm.EventReleased, Cause: fsm.CauseLimit, Fence: 5, Locks: []string{"a"}}
+	evReleased   = fsm.Event{Kind: fsm.EventReleased, Cause: fsm.CauseOwner, Fence: 5, Locks: []string{"a"}}
+	evWithdrawn  = fsm.Event{Kind: fsm.EventWithdrawn, Cause: fsm.CauseOwner}
+	evSuperseded = fsm.Event{Kind: fsm.EventSuperseded}
+	evNodeGone   = fsm.Event{Kind: fsm.EventWithdrawn, Cause: fsm.CauseNodeGone}
+
+	resGranted = fsm.Result{Code: fsm.Granted, Fence: 5, Locks: []string{"a"}}
+	resQueued  = fsm.Result{Code: fsm.Queued, Ticket: 3}
+	resDone    = fsm.Result{Code: fsm.Done}
+)
+
+// TestNewsBeforeTheAnswer has the events of a request come before its answer, as
+// they do when the answer was lost with a leader and the request is asked again.
+func TestNewsBeforeTheAnswer(t *testing.T) {
+	tests := []struct {
+		name   string
+		events []fsm.Event
+		answer fsm.Result
+		told   []string
+		again  bool // it is asked once more, as a new request
+	}{
+		{"granted", []fsm.Event{evGranted}, resQueued, []string{"answer queued 0", "granted 5"}, false},
+		{"granted, and said so", []fsm.Event{evGranted}, resGranted, []string{"answer granted 5"}, false},
+		{"heard of twice", []fsm.Event{evGranted, evGranted, evLimit, evLimit}, resQueued, []string{"answer queued 0", "granted 5", "released 5"}, false},
+		{"lost", []fsm.Event{evAtOnce, evLimit}, resGranted, []string{"answer granted 5", "released 5"}, false},
+		{"released by its owner", []fsm.Event{evAtOnce, evReleased}, resDone, []string{"answer granted 5"}, false},
+		{"withdrawn by its owner", []fsm.Event{evWithdrawn}, resDone, []string{"answer queued 0", "withdrawn 0"}, false},
+		{"superseded", []fsm.Event{evAtOnce, evSuperseded}, resDone, []string{"answer queued 0", "superseded 0"}, false},
+		{"lost unheard", []fsm.Event{evAtOnce, evLimit}, resDone, nil, true},
+		{"lost after a wait, unheard", []fsm.Event{evGranted, evLimit}, resDone, nil, true},
+		{"its loss not known here", []fsm.Event{evGranted}, resDone, nil, true},
+		{"over, and nothing known here", nil, resDone, nil, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			lt := newLedgerTest(t)
+			lt.acquire()
+			lt.want("at first", amy)
+			for _, e := range tt.events {
+				lt.event(e, 7, 1)
+			}
+			lt.heard("before the answer")
+			lt.answer(7, 1, tt.answer)
+			lt.heard("after the answer", tt.told...)
+			if !tt.again {
+				lt.want("after the answer")
+				return
+			}
+			lt.want("after the answer", amy)
+			lt.event(evLimit, 7, 1) // of the old request
+			lt.answer(7, 2, resQueued)
+			lt.event(evGranted, 7, 2)
+			lt.heard("when asked again", "answer queued 0", "granted 5")
+		})
+	}
+}
+
+// TestLostIncarnation has the cluster give up the node, which learns of it in
+// different ways and at different times.
+func TestLostIncarnation(t *testing.T) {
+	attach := fsm.Renew{Owner: "amy", Fence: 5, Attach: true}
+	tests := []struct {
+		name  string
+		do    func(lt *ledgerTest) // before the node joins again
+		again []fsm.Command        // under the new incarnation
+		then  fsm.Result           // to the first of them
+		told  []string
+		after []fsm.Command
+	}{
+		{
+			"a wait, told by the log",
+			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resQueued); lt.event(evNodeGone, 7, 1) },
+			[]fsm.Command{amy},
+			resGranted,
+			[]string{"answer queued 0", "granted 5"},
+			nil,
+		},
+		{
+			"a wait that is refused then",
+			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resQueued); lt.event(evNodeGone, 7, 1) },
+			[]fsm.Command{amy},
+			fsm.Result{Code: fsm.Refused, Reason: "no"},
+			[]string{"answer queued 0", "withdrawn 0"},
+			nil,
+		},
+		{
+			"an open request",
+			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, fsm.Result{Code: fsm.Stranger}) },
+			[]fsm.Command{amy},
+			resGranted,
+			[]string{"answer granted 5"},
+			nil,
+		},
+		{
+			"a hold, told by another request",
+			func(lt *ledgerTest) {
+				lt.acquire()
+				lt.answer(7, 1, resGranted)
+				lt.l.add(&call{command: fsm.Tick{}})
+				lt.answer(7, 2, fsm.Result{Code: fsm.Stranger})
+			},
+			[]fsm.Command{attach, fsm.Tick{}},
+			resDone,
+			[]string{"answer granted 5"},
+			nil,
+		},
+		{
+			"a hold that is gone",
+			func(lt *ledgerTest) {
+				lt.acquire()
+				lt.answer(7, 1, resGranted)
+				lt.event(evNodeGone, 7, 99)
+			},
+			[]fsm.Command{attach},
+			fsm.Result{Code: fsm.NotHeld},
+			[]string{"answer granted 5", "released 5"},
+			nil,
+		},
+		{
+			"a wait whose client goes meanwhile",
+			func(lt *ledgerTest) {
+				lt.acquire()
+				lt.answer(7, 1, resQueued)
+				lt.event(evNodeGone, 7, 1)
+				lt.claim.Cancel()
+			},
+			// It may have been granted unheard, which only the claimant's own request finds.
+			[]fsm.Command{amy},
+			resGranted,
+			[]string{"answer queued 0"},
+			[]fsm.Command{fsm.Withdraw{Ask: fsm.Ask{Node: 8, Seq: 1}}},
+		},
+		{
+			"a hold whose client goes meanwhile",
+			func(lt *ledgerTest) {
+				lt.acquire()
+				lt.answer(7, 1, resGranted)
+				lt.event(evNodeGone, 7, 99)
+				lt.claim.Cancel()
+			},
+			[]fsm.Command{attach},
+			resDone,
+			[]string{"answer granted 5"},
+			[]fsm.Command{fsm.Release{Owner: "amy", ID: amy.ID, Fence: 5}},
+		},
+		{
+			"a hold that is delivered meanwhile",
+			func(lt *ledgerTest) {
+				lt.acquire()
+				lt.answer(7, 1, resGranted)
+				lt.event(evNodeGone, 7, 99)
+				lt.claim.Forget()
+			},
+			[]fsm.Command{attach},
+			resDone,
+			[]string{"answer granted 5"},
+			nil,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			lt := newLedgerTest(t)
+			tt.do(lt)
+			lt.route.take()
+			lt.join(8)
+			lt.want("in the new incarnation", tt.again...)
+			lt.answer(7, 1, resGranted) // late, and of no interest
+			lt.answer(8, 1, tt.then)
+			lt.want("after its answer", tt.after...)
+			lt.heard("in all", tt.told...)
+		})
+	}
+}
+
+// TestCancel has the client go at every stage of its request.
+func TestCancel(t *testing.T) {
+	undo := fsm.Withdraw{Ask: fsm.Ask{Node: 7, Seq: 1}}
+	t.Run("before it is sent", func(t *testing.T) {
+		lt := &ledgerTest{t: t, l: newLedger("n"), route: &paperRoute{}}
+		lt.acquire()
+		lt.claim.Cancel()
+		lt.l.setRoute(lt.route)
+		lt.route.take()
+		lt.join(7)
+		lt.want("once joined")
+	})
+	t.Run("before its answer", func(t *testing.T) {
+		lt := newLedgerTest(t)
+		lt.acquire()
+		lt.want("at first", amy)
+		lt.claim.Cancel()
+		lt.want("when cancelled", undo)
+		lt.l.setRoute(lt.route)
+		lt.want("with a new leader", undo) // and not the request
+		lt.answer(7, 1, resGranted)
+		lt.answer(7, 2, resDone)
+		lt.heard("in all")
+	})
+	for _, stage := range []fsm.Result{resQueued, resGranted} {
+		t.Run("when "+stage.Code.String(), func(t *testing.T) {
+			lt := newLedgerTest(t)
+			lt.acquire()
+			lt.answer(7, 1, stage)
+			lt.route.take()
+			lt.told = nil
+			lt.claim.Cancel()
+			lt.claim.Cancel()
+			lt.want("when cancelled", undo)
+			lt.event(evGranted, 7, 1)
+			lt.event(evLimit, 7, 1)
+			lt.heard("afterwards")
+		})
+	}
+	t.Run("when refused by a leader that did not see the first copy", func(t *testing.T) {
+		lt := newLedgerTest(t)
+		lt.acquire()
+		lt.l.setRoute(lt.route)
+		lt.want("twice", amy, amy)
+		lt.answer(7, 1, fsm.Result{Code: fsm.Refused})
+		lt.want("afterwards", undo)
+	})
+}
+
+// TestReconcile compares claims with a table after events were missed.
+func TestReconcile(t *testing.T) {
+	tests := []struct {
+		name  string
+		state fsm.Result
+		table standing
+		told  []string
+		again bool
+	}{
+		{"granted unheard", resQueued, standing{Fence: 5, Locks: []string{"a"}}, []string{"granted 5"}, false},
+		{"still waiting", resQueued, standing{Waiting: true}, nil, false},
+		{"neither", resQueued, standing{}, nil, true},
+		{"still held", resGranted, standing{Known: 5, Fence: 5}, nil, false},
+		{"lost unheard", resGranted, standing{Known: 5}, []string{"released 5"}, false},
+		{"compared too early", resGranted, standing{}, nil, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			lt := newLedgerTest(t)
+			lt.acquire()
+			lt.answer(7, 1, tt.state)
+			lt.told = nil
+			lt.route.take()
+			tt.table.Ask = fsm.Ask{Node: 7, Seq: 1}
+			lt.l.reconcile([]standing{tt.table, tt.table})
+			lt.heard("", tt.told...)
+			if tt.again {
+				lt.want("", amy)
+			} else {
+				lt.want("")
+			}
+		})
+	}
+}
+
+// TestARefusedJoinIsTriedAgain refuses the node once.
+func TestARefusedJoinIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lt := &ledgerTest{t: t, l: newLedger("n"), route: &paperRoute{}}
+		lt.l.setRoute(lt.route)
+		lt.route.take()
+		lt.l.answer(fsm.Ask{}, fsm.Result{Code: fsm.Refused, Reason: "too many nodes have joined"})
+		time.Sleep(2 * rebound)
+		lt.want("after a rest", fsm.NodeJoin{Name: "n", Nonce: lt.l.nonce})
+	})
+}
+
+// TestOpenCommandsAreBounded makes more commands than may be open at a time, and
+// checks that each gets its turn, in order, under a floor that is true.
+func TestOpenCommandsAreBounded(t *testing.T) {
+	lt := newLedgerTest(t)
+	const all = maxOpen + 1000
+	answered := 0
+	for range all {
+		lt.l.add(&call{command: fsm.Tick{}, finish: func(fsm.Ask, fsm.Result) { answered++ }})
+	}
+	next := uint64(1)
+	for next <= all {
+		got := lt.route.take()
+		if open := len(lt.l.open); open > maxOpen || len(got) == 0 {
+			t.Fatalf("%d commands open, %d sent", open, len(got))
+		}
+		for _, p := range got {
+			if p.Ask.Seq != next || p.Floor > p.Ask.Seq {
+				t.Fatalf("command %d came as %+v with floor %d", next, p.Ask, p.Floor)
+			}
+			next++
+			lt.l.answer(p.Ask, resDone)
+		}
+	}
+	if answered != all || lt.l.floor != all+1 {
+		t.Errorf("%d of %d answered, floor %d", answered, all, lt.l.floor)
+	}
+}
