@@ -3,7 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -29,28 +29,35 @@ type guardedDisk struct {
 	stable raft.StableStore
 	fail   func(error)
 
-	writing atomic.Int64 // when the write in progress began, in ns since base; 0 if none
-	base    time.Time
+	mu      sync.Mutex
+	writes  uint64               // begun so far
+	writing map[uint64]time.Time // when each write in progress began: Raft cuts the log while it appends
 }
 
 func newGuardedDisk(s *Stores, fail func(error)) *guardedDisk {
-	return &guardedDisk{log: s.Log, stable: s.Stable, fail: fail, base: time.Now()}
+	return &guardedDisk{log: s.Log, stable: s.Stable, fail: fail, writing: make(map[uint64]time.Time)}
 }
 
-// hung reports how long the current write has been going on, if that is too long.
-func (d *guardedDisk) hung() (time.Duration, bool) {
-	began := d.writing.Load()
-	if began == 0 {
-		return 0, false
+// hung reports how long the oldest write has been going on, if that is too long.
+func (d *guardedDisk) hung() (took time.Duration, hung bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, began := range d.writing {
+		took = max(took, time.Since(began))
 	}
-	took := time.Since(d.base) - time.Duration(began)
 	return took, took > diskHang
 }
 
 func (d *guardedDisk) write(what string, f func() error) error {
-	d.writing.Store(int64(time.Since(d.base)) | 1)
+	d.mu.Lock()
+	d.writes++
+	id := d.writes
+	d.writing[id] = time.Now()
+	d.mu.Unlock()
 	err := f()
-	d.writing.Store(0)
+	d.mu.Lock()
+	delete(d.writing, id)
+	d.mu.Unlock()
 	return d.check(what, err)
 }
 
