@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log"
 	"net"
-	"os"
 	"time"
 
 	"github.com/lockerd/lockerd/client"
@@ -96,12 +95,7 @@ func ExampleSplitHosts() {
 // exampleServer is a server just large enough for the examples: the lock "busy" is
 // another's, and every other is free.
 func exampleServer() []string {
-	dir, err := os.MkdirTemp("", "example")
-	if err != nil {
-		log.Panic(err)
-	}
-	path := dir + "/socket"
-	ln, err := net.Listen("unix", path)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Panic(err)
 	}
@@ -114,7 +108,7 @@ func exampleServer() []string {
 			go serveExample(c)
 		}
 	}()
-	return []string{path}
+	return []string{ln.Addr().String()}
 }
 
 func serveExample(c net.Conn) {

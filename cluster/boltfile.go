@@ -8,6 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // The head of a bbolt file: two pages, each with a header of 16 bytes and a meta
@@ -19,6 +23,31 @@ const (
 	boltMetaSize   = 64
 	boltMaxPage    = 64 << 10
 )
+
+// soundBolt reads a bbolt file from end to end. bbolt does so itself when it opens
+// the file for writing, but on a goroutine of its own, where damage is a panic that
+// nobody can catch; here the caller can. A file that is in use is sound.
+func soundBolt(path string) error {
+	if err := wholeBolt(path); err != nil {
+		return err
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
+		return nil // it is about to be made
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Millisecond})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout), errors.Is(err, fs.ErrPermission):
+		return nil // opening it for writing will say so
+	case err != nil:
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	return db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+			return b.ForEach(func(_, _ []byte) error { return nil })
+		})
+	})
+}
 
 // wholeBolt checks that a bbolt file is as long as it says it is. bbolt maps the
 // file and reads on goroutines of its own, where what lies beyond the end is a fault

@@ -23,8 +23,8 @@ type Config struct {
 	// Version is the program's version, told to clients and peers.
 	Version string
 
-	// DataDir holds the node's identity, log and snapshots (agents: the identity
-	// alone). It is made if it does not exist, and belongs to one node at a time.
+	// DataDir holds the identity, log and snapshots of a server. It is made if it
+	// does not exist, and belongs to one node at a time. An agent keeps nothing.
 	DataDir string
 
 	// Agent makes a node without Raft, which serves clients through the servers.

@@ -29,6 +29,12 @@ const (
 
 	leaveTimeout = 500 * time.Millisecond
 
+	// joinWarn is how long a search goes on before it is mentioned, and
+	// joinPatience how long before a node that cannot be of use without the
+	// others gives it up.
+	joinWarn     = 2 * time.Second
+	joinPatience = 30 * time.Second
+
 	// reclaim is how long a dead member's name stays its address's.
 	reclaim = 5 * time.Second
 )
@@ -173,7 +179,7 @@ func (g *gossip) self() gossiped {
 
 // keepJoined looks for the rest of the cluster, and keeps looking for what is lost.
 func (g *gossip) keepJoined() {
-	warned := time.Now()
+	began, warned := time.Now(), time.Now().Add(-rejoinEvery+joinWarn)
 	for {
 		wait := rejoinEvery
 		if len(g.node.cfg.Join) > 0 && g.list.NumMembers() == 1 {
@@ -182,7 +188,11 @@ func (g *gossip) keepJoined() {
 				wait = joinEvery
 				if time.Since(warned) > rejoinEvery {
 					warned = time.Now()
-					g.log.Warn("no other node found; still trying", "join", g.node.cfg.Join, "error", err)
+					g.log.Warn("no other node answers at the addresses of --join; still trying", "join", g.node.cfg.Join, "error", err)
+				}
+				if g.node.newcomer() && time.Since(began) > joinPatience {
+					g.node.fail(fmt.Errorf("%w: %s (correct --join, or start one of these nodes first)", ErrJoin, strings.Join(g.node.cfg.Join, ", ")))
+					return
 				}
 			}
 		} else if len(g.node.cfg.Join) > 0 {
@@ -197,6 +207,12 @@ func (g *gossip) keepJoined() {
 		case <-t.C:
 		}
 	}
+}
+
+// newcomer reports whether this node has never been in a cluster and is to join one
+// that is there: it is no founder, for whom the others may come in any order.
+func (n *Node) newcomer() bool {
+	return n.clusterID() == "" && n.cfg.BootstrapExpect == 1
 }
 
 // announce tells the others that something about this node has changed.

@@ -22,6 +22,9 @@ var (
 	// Config.NoLeaderGrace. What was asked may yet happen once there is one.
 	ErrNoLeader = errors.New("no leader")
 
+	// ErrJoin is the end of a node that found none of the nodes it was to join.
+	ErrJoin = errors.New("no node answers at the addresses to join")
+
 	// ErrClosed is returned for requests to a node that is stopping.
 	ErrClosed = errors.New("the node is stopping")
 )
@@ -180,8 +183,10 @@ func (n *Node) openIdentity() error {
 		n.id = n.cfg.Stores.ID
 		return nil
 	}
-	if n.cfg.DataDir == "" {
+	if n.cfg.Agent {
+		// It has nothing to remember: what it is to the cluster ends with its process.
 		n.id = newID()
+		n.identity = &identity{ID: n.id}
 		return nil
 	}
 	id, err := openIdentity(n.cfg.DataDir)

@@ -348,6 +348,8 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 		}
 		err := n.look(ctx, list)
 		return mustJSON(list), err
+	case askVoters:
+		return mustJSON(n.voterIDs(ctx)), nil
 	case askCharges:
 		var pl place
 		if err := json.Unmarshal(payload, &pl); err != nil {

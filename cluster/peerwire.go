@@ -79,6 +79,7 @@ const (
 	askStatus  = 's' // statusQuery -> fsm result
 	askTable   = 't' // stale flag -> time, snapshot of the table
 	askLook    = 'k' // []standing -> []standing
+	askVoters  = 'o' // -> ids of the servers with a vote
 	askDead    = 'd' // fsm.Process: DEAD_PID hint
 	askCharges = 'c' // place -> []charge: what ends with the processes of a place
 	askInvite  = 'v' // invitation to found a cluster

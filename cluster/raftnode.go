@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -31,6 +34,9 @@ const (
 func (n *Node) openRaft() error {
 	stores := n.cfg.Stores
 	if stores == nil {
+		if err := n.logThere(); err != nil {
+			return err
+		}
 		s, closeStores, err := openStores(n.cfg.DataDir, n.id, n.log)
 		if err != nil {
 			return err
@@ -74,6 +80,20 @@ func (n *Node) openRaft() error {
 	return nil
 }
 
+// logThere refuses to go on without the log that a member of a cluster had: it has
+// voted and acknowledged what it would know nothing of.
+func (n *Node) logThere() error {
+	if n.clusterID() == "" {
+		return nil
+	}
+	path := filepath.Join(n.cfg.DataDir, logFile)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return damagedLog(path, errors.New("it is gone, and this node had one as a member of a cluster"))
+	}
+	return nil
+}
+
 func (n *Node) raftConfig(notify chan bool) *raft.Config {
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(n.id)
@@ -110,8 +130,10 @@ func (n *Node) bootstrap(conf *raft.Config, stores *Stores, log raft.LogStore) e
 			first.Servers = append(first.Servers, raft.Server{ID: raft.ServerID(s.ID), Address: raft.ServerAddress(s.Addr)})
 		}
 	case n.cfg.BootstrapExpect == 1 && len(n.cfg.Join) == 0:
-		if err := n.adopt(newID()); err != nil {
-			return err
+		if n.clusterID() == "" {
+			if err := n.adopt(newID()); err != nil {
+				return err
+			}
 		}
 		first.Servers = []raft.Server{{ID: conf.LocalID, Address: raft.ServerAddress(n.addr)}}
 	default:

@@ -253,12 +253,26 @@ func (s *session) decided(n notice, later []notice) bool {
 		if s.proto >= 2 {
 			f = errSuperseded
 		}
-		return s.answer(transport.Status{Fault: f})
+		return s.answer(transport.Status{Owner: s.holder(h.request), Fault: f})
 	}
 	if n.event.Cause == fsm.CauseNone {
 		return s.refuse(faultf(transport.WordRefused, "%s", n.event.By))
 	}
 	return s.refuse(faultf(transport.WordLost, "the request was withdrawn: %s", causeWord(n.event.Cause)))
+}
+
+// holder is who has the first busy lock of a request, as far as the node can say.
+func (s *session) holder(q transport.Request) string {
+	ctx, cancel := context.WithTimeout(s.ctx, slowLock)
+	defer cancel()
+	res, err := s.node.Status(ctx, q.User, q.Locks)
+	switch {
+	case err != nil:
+		return ""
+	case res.Code == fsm.Granted:
+		return q.User // by the other connection
+	}
+	return res.Owner
 }
 
 // granted tells the client what it holds. If that cannot be written, the grant is

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -199,4 +200,75 @@ func TestAFullDiskTakesReleasesOnly(t *testing.T) {
 			t.Errorf("with space again: %+v, %v", res, err)
 		}
 	})
+}
+
+// TestAForsakenNodeTakesNothingBack cuts a node off until the cluster gives it up.
+// Its clients move to another node meanwhile. When it is back, it must not take
+// from the others what its clients have there now: it cannot know yet that they left.
+func TestAForsakenNodeTakesNothingBack(t *testing.T) {
+	amy := fsm.Acquire{Owner: "amy", ID: fsm.RequestID{1}, Locks: []string{"a"}, Block: true}
+	tests := []struct {
+		name string
+		held bool // by somebody else first: amy waits
+		move func(ctx context.Context, n *Node, fence fsm.Fence, notify func(fsm.Event)) (fsm.Result, error)
+	}{
+		{"a hold, attached elsewhere", false, func(ctx context.Context, n *Node, fence fsm.Fence, notify func(fsm.Event)) (fsm.Result, error) {
+			_, res, err := n.Attach(ctx, amy.Owner, fence, notify)
+			return res, err
+		}},
+		{"a hold, asked for elsewhere", false, func(ctx context.Context, n *Node, _ fsm.Fence, notify func(fsm.Event)) (fsm.Result, error) {
+			_, res, err := n.Acquire(ctx, amy, notify)
+			return res, err
+		}},
+		{"a wait, asked for elsewhere", true, func(ctx context.Context, n *Node, _ fsm.Fence, notify func(fsm.Event)) (fsm.Result, error) {
+			_, res, err := n.Acquire(ctx, amy, notify)
+			return res, err
+		}},
+	}
+	for _, tt := range tests {
+		for _, agent := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, agent %v", tt.name, agent), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					s := newSim(t, 3)
+					defer s.close()
+					ctx, first := context.Background(), s.follower()
+					if agent {
+						s.configure = func(cfg *Config) {
+							_ = cfg.PeerListener.Close()
+							cfg.Agent, cfg.PeerListener, cfg.Stores = true, nil, nil
+						}
+						first = s.start("agent")
+					}
+					if tt.held {
+						if _, res, err := s.leader().Acquire(ctx, fsm.Acquire{Owner: "bob", Locks: amy.Locks}, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+							t.Fatalf("bob: %+v, %v", res, err)
+						}
+					}
+					var old, told []fsm.Event
+					_, res, err := first.Acquire(ctx, amy, func(e fsm.Event) { old = append(old, e) })
+					if err != nil {
+						t.Fatal(err)
+					}
+					s.net.Isolate(first.cfg.Name + ":1")
+					time.Sleep(15 * time.Second) // its waits are withdrawn
+					if moved, err := tt.move(ctx, s.leader(), res.Fence, func(e fsm.Event) { told = append(told, e) }); err != nil || moved.Code == fsm.NotHeld {
+						t.Fatalf("moved: %+v, %v", moved, err)
+					}
+					s.net.Heal()
+					// It notices sooner if it has something to ask.
+					if _, err := first.Submit(ctx, fsm.Release{Owner: "x", Locks: []string{"x"}}); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(30 * time.Second)
+					synctest.Wait()
+					if len(told) > 0 {
+						t.Errorf("told where the client is now: %+v", told)
+					}
+					if len(old) != 1 || old[0].Kind != fsm.EventSuperseded {
+						t.Errorf("told where the client was: %+v", old)
+					}
+				})
+			})
+		}
+	}
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -81,7 +82,7 @@ func (n *Node) Report(ctx context.Context, digest bool) (Status, error) {
 	s := Status{
 		Name: n.cfg.Name, ID: n.id, Cluster: n.clusterID(), Host: n.host,
 		Role: "agent", Version: n.cfg.Version, Started: n.started,
-		Term: n.leader().Term, Servers: n.serverStatus(),
+		Term: n.leader().Term, Servers: n.serverStatus(ctx),
 	}
 	for _, v := range s.Servers {
 		if v.Leader {
@@ -126,8 +127,8 @@ func (r *replica) digest(ctx context.Context) (index uint64, digest string, err 
 }
 
 // serverStatus lists the servers that Raft or gossip knows, by name and id.
-func (n *Node) serverStatus() []ServerStatus {
-	voters := n.voterIDs()
+func (n *Node) serverStatus(ctx context.Context) []ServerStatus {
+	voters := n.voterIDs(ctx)
 	names := n.names()
 	lead := n.leader().ID
 	list := []ServerStatus{}
@@ -144,11 +145,11 @@ func (n *Node) serverStatus() []ServerStatus {
 }
 
 // Members lists the live nodes of the cluster, by name.
-func (n *Node) Members(context.Context) ([]Member, error) {
-	voters, lead := n.voterIDs(), n.leader().ID
+func (n *Node) Members(ctx context.Context) ([]Member, error) {
+	voters, lead := n.voterIDs(ctx), n.leader().ID
 	list := []Member{}
 	if n.gossip == nil {
-		for _, s := range n.serverStatus() {
+		for _, s := range n.serverStatus(ctx) {
 			if s.Reachable {
 				list = append(list, Member{Name: s.Name, ID: s.ID, Kind: "server", Peer: s.Addr, Voter: s.Voter, Leader: s.Leader})
 			}
@@ -199,9 +200,16 @@ func (n *Node) linked(id string) bool {
 	return id == n.id || l != nil && l.up()
 }
 
-// voterIDs is empty on an agent, which does not see Raft's configuration.
-func (n *Node) voterIDs() map[string]bool {
+// voterIDs are the servers with a vote. An agent, which does not see Raft's
+// configuration, asks a server; it knows of none while none is in reach.
+func (n *Node) voterIDs(ctx context.Context) map[string]bool {
 	ids := make(map[string]bool)
+	if l := n.leaderLink(); n.raft == nil && l != nil {
+		if b, err := l.ask(ctx, askVoters, nil); err == nil {
+			_ = json.Unmarshal(b, &ids) // what is no answer tells of nobody
+		}
+		return ids
+	}
 	for _, s := range n.voters() {
 		if s.Suffrage == raft.Voter {
 			ids[string(s.ID)] = true

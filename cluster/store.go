@@ -90,6 +90,9 @@ func refuseForeign(dir string) error {
 
 // save writes the identity so that a crash leaves the old one or the new one.
 func (id *identity) save() error {
+	if id.path == "" {
+		return nil // an agent's, which lives as long as its process
+	}
 	b, err := json.MarshalIndent(id, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode node identity: %w", err)
@@ -134,7 +137,7 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 			err = damagedLog(path, fmt.Errorf("%v", p))
 		}
 	}()
-	if err := wholeBolt(path); err != nil {
+	if err := soundBolt(path); err != nil {
 		return nil, nil, damagedLog(path, err)
 	}
 	bolt, err := raftboltdb.New(raftboltdb.Options{

@@ -57,7 +57,7 @@ func fromText(o *options, fs *pflag.FlagSet, path string, text []byte) error {
 		if flag == nil || flagOnly[key] || key == "config" {
 			return usagef("%s: unknown key %q: keys are the names of options, see lockerd --help", where, key)
 		}
-		v, err := tomlValue(doc[key], flag.Value.Type())
+		v, err := tomlValue(doc[key], kindOf(flag))
 		if err == nil && o.set[key] == "" {
 			err = fs.Set(key, v)
 			o.set[key] = key + " in " + path
@@ -69,16 +69,24 @@ func fromText(o *options, fs *pflag.FlagSet, path string, text []byte) error {
 	return nil
 }
 
+// kindOf is the type of an option's value. A port may be a number or a name.
+func kindOf(f *pflag.Flag) string {
+	if f.Name == "port" {
+		return "port"
+	}
+	return f.Value.Type()
+}
+
 // tomlValue gives a value in the form of a command line's, if it has the type
 // that the option has.
 func tomlValue(v any, kind string) (string, error) {
 	switch v := v.(type) {
 	case string:
-		if kind == "string" || kind == "stringSlice" {
+		if kind == "string" || kind == "stringSlice" || kind == "port" {
 			return v, nil
 		}
 	case int64:
-		if kind == "int" {
+		if kind == "int" || kind == "port" {
 			return strconv.FormatInt(v, 10), nil
 		}
 	case bool:
@@ -101,6 +109,7 @@ func tomlValue(v any, kind string) (string, error) {
 
 var wants = map[string]string{
 	"string":      `a text in quotes`,
+	"port":        `a number, or a service name in quotes`,
 	"stringSlice": `a list of texts in quotes`,
 	"int":         `a whole number`,
 	"bool":        `true or false`,

@@ -172,6 +172,9 @@ func await(node *cluster.Node, signals <-chan os.Signal, failed <-chan error, lo
 			if diskFailed(node.Err()) {
 				return exitDisk
 			}
+			if errors.Is(node.Err(), cluster.ErrJoin) {
+				return exitServe
+			}
 			return exitInternal
 		}
 	}
