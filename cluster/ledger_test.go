@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,12 +12,21 @@ import (
 )
 
 // paperRoute notes what it is given.
-type paperRoute struct{ got []fsm.Proposal }
+type paperRoute struct {
+	mu  sync.Mutex // the ledger proposes from its timers too
+	got []fsm.Proposal
+}
 
-func (r *paperRoute) propose(p fsm.Proposal) { r.got = append(r.got, p) }
+func (r *paperRoute) propose(p fsm.Proposal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.got = append(r.got, p)
+}
 
 // take returns what has been proposed since the last call.
 func (r *paperRoute) take() []fsm.Proposal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	got := r.got
 	r.got = nil
 	return got
