@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -115,6 +117,7 @@ func (l *ledger) end(c *Claim) {
 	if l.claims[c.ask.Seq] == c {
 		delete(l.claims, c.ask.Seq)
 	}
+	delete(l.adrift, c.ask)
 }
 
 // settle notes what the answer to a claim's request says of it.
@@ -266,28 +269,45 @@ func (l *ledger) concerns(c *Claim, e fsm.Event) bool {
 func (l *ledger) parked() []standing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	list := make([]standing, 0, len(l.claims))
+	list := make([]standing, 0, len(l.claims)+len(l.adrift))
 	for seq, c := range l.claims {
 		if l.open[seq] == nil {
-			list = append(list, standing{Ask: fsm.Ask{Node: l.node, Seq: seq}, Known: c.fence})
+			list = append(list, c.standing())
 		}
 	}
+	for _, c := range l.adrift {
+		list = append(list, c.standing())
+	}
+	// New waits queue in the order of the old ones.
+	slices.SortFunc(list, func(a, b standing) int {
+		return cmp.Or(cmp.Compare(a.Ask.Node, b.Ask.Node), cmp.Compare(a.Ask.Seq, b.Ask.Seq))
+	})
 	return list
 }
 
 // standing is what a node knew of a request, and what a table says of it: held
 // (Fence is not zero), waiting, or neither.
 type standing struct {
-	Ask     fsm.Ask
-	Known   fsm.Fence
+	Ask   fsm.Ask
+	Known fsm.Fence
+	Owner string
+	ID    fsm.RequestID
+	Locks []string // asked for; held, if Fence is set
+
 	Waiting bool
 	Fence   fsm.Fence
-	Locks   []string
+	Heir    bool // a later request of the same claimant has it
+}
+
+func (c *Claim) standing() standing {
+	return standing{Ask: c.ask, Known: c.fence, Owner: c.request.Owner, ID: c.request.ID, Locks: c.request.Locks}
 }
 
 // look fills in what the table says.
 func (s *standing) look(m *fsm.Machine) {
 	hold, wait := m.Claim(s.Ask)
+	heir, ok := m.Heir(s.Known, s.Owner, s.ID, s.Locks)
+	s.Heir = ok && heir != s.Ask
 	if hold != nil {
 		s.Fence, s.Locks = hold.Fence, hold.Locks
 	}
@@ -295,31 +315,46 @@ func (s *standing) look(m *fsm.Machine) {
 }
 
 // reconcile brings claims into line with the table after events have been missed:
-// the log was replaced by a snapshot, or the link to the leader was down.
+// the log was replaced by a snapshot, the link to the leader was down, or the
+// incarnation is over.
 func (l *ledger) reconcile(table []standing) {
 	l.telling.Lock()
 	defer l.telling.Unlock()
 	var calls []func()
+	tell := func(c *Claim, kind fsm.EventKind, s standing) {
+		e := fsm.Event{Kind: kind, Waited: kind == fsm.EventGranted, Ask: s.Ask, Owner: s.Owner, Locks: s.Locks, Fence: c.fence}
+		calls = append(calls, func() { c.notify(e) })
+	}
 	l.mu.Lock()
 	for _, s := range table {
-		c := l.claims[s.Ask.Seq]
-		if c == nil || s.Ask.Node != l.node || l.open[s.Ask.Seq] != nil || c.fence != s.Known {
+		c := l.adrift[s.Ask]
+		adrift := c != nil
+		if !adrift && s.Ask.Node == l.node && l.open[s.Ask.Seq] == nil {
+			c = l.claims[s.Ask.Seq]
+		}
+		if c == nil || c.fence != s.Known {
 			continue // news has come by itself meanwhile
 		}
-		switch {
-		case s.Fence != 0 && c.fence == 0:
+		granted := s.Fence != 0 && c.fence == 0
+		if granted {
 			c.fence = s.Fence
-			e := fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: s.Ask, Owner: c.request.Owner, Locks: s.Locks, Fence: s.Fence}
-			calls = append(calls, func() { c.notify(e) })
-		case s.Fence == 0 && c.fence != 0:
+			tell(c, fsm.EventGranted, s)
+		}
+		switch {
+		case s.Fence != 0 && !adrift, s.Waiting && !adrift:
+			// It is as it should be.
+		case s.Fence != 0, s.Waiting:
+			l.ask(c)
+		case s.Heir:
 			l.end(c)
-			e := fsm.Event{Kind: fsm.EventReleased, Ask: s.Ask, Owner: c.request.Owner, Fence: c.fence}
-			calls = append(calls, func() { c.notify(e) })
-		case s.Fence == 0 && !s.Waiting:
+			tell(c, fsm.EventSuperseded, s)
+		case c.fence != 0:
+			l.end(c)
+			tell(c, fsm.EventReleased, s)
+		default:
 			// It was granted and lost, or withdrawn, while we could not hear it. The
-			// client still waits, so it is asked for again.
-			delete(l.claims, s.Ask.Seq)
-			l.early = append(l.early, c.again())
+			// client still waits.
+			l.ask(c)
 		}
 	}
 	l.number()
@@ -327,6 +362,15 @@ func (l *ledger) reconcile(table []standing) {
 	for _, f := range calls {
 		f()
 	}
+}
+
+// ask asks again for what a claim waits for or holds.
+func (l *ledger) ask(c *Claim) {
+	if l.claims[c.ask.Seq] == c {
+		delete(l.claims, c.ask.Seq)
+	}
+	delete(l.adrift, c.ask)
+	l.early = append(l.early, c.again())
 }
 
 // submit proposes a command until it is answered, ctx ends, or there has been no

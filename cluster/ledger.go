@@ -55,12 +55,14 @@ type ledger struct {
 	open      map[uint64]*call
 	early     []*call // not numbered yet: the node has not joined, or too many are open
 	claims    map[uint64]*Claim
-	resting   bool  // open commands are about to be sent again,
-	restFor   route // if this is still the route
+	adrift    map[fsm.Ask]*Claim // of incarnations that are over, until the table says what is left of them
+	lost      chan struct{}      // holds a token when claims have come adrift, and are to be reconciled
+	resting   bool               // open commands are about to be sent again,
+	restFor   route              // if this is still the route
 }
 
 func newLedger(name string) *ledger {
-	l := &ledger{name: name, routeless: time.Now()}
+	l := &ledger{name: name, routeless: time.Now(), adrift: make(map[fsm.Ask]*Claim), lost: make(chan struct{}, 1)}
 	l.reset()
 	return l
 }
@@ -280,33 +282,32 @@ func (l *ledger) joined(res fsm.Result) {
 
 // rejoin begins a new incarnation because the cluster has given the present one
 // up: it had not heard of this node for too long, and has withdrawn the waits that
-// came in by it. Whatever is open is asked again, and so is every claim: a wait
-// queues anew, a hold is attached to this node again if it is still there.
+// came in by it. Whatever is open is asked again. Clients that wait or hold may
+// have moved to other nodes meanwhile, so the table is looked at first.
 func (l *ledger) rejoin() {
-	seqs := l.openSeqs()
-	for seq := range l.claims {
-		if l.open[seq] == nil {
-			seqs = append(seqs, seq)
-		}
-	}
-	slices.Sort(seqs)
-	again := make([]*call, 0, len(seqs)+len(l.early))
-	for _, seq := range seqs {
+	again := make([]*call, 0, len(l.open)+len(l.early))
+	for _, seq := range l.openSeqs() {
 		c := l.open[seq]
-		switch {
-		case c == nil:
-			c = l.claims[seq].again()
-		case c.claim != nil && c.claim.ended && !c.claim.cancelled:
-			continue // only its news was wanted
-		case c.claim != nil:
+		if c.claim != nil {
+			delete(l.claims, seq)
+			if c.claim.ended && !c.claim.cancelled {
+				continue // only its news was wanted
+			}
 			c.again = true
 			c.claim.forgetNews()
 		}
 		again = append(again, c)
 	}
 	l.early = append(again, l.early...)
+	for _, c := range l.claims {
+		l.adrift[c.ask] = c
+	}
 	l.reset()
 	l.sendJoin()
+	select {
+	case l.lost <- struct{}{}:
+	default:
+	}
 }
 
 // leaderless reports how long there has been no leader to send to.

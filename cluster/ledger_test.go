@@ -157,100 +157,99 @@ func TestNewsBeforeTheAnswer(t *testing.T) {
 // different ways and at different times.
 func TestLostIncarnation(t *testing.T) {
 	attach := fsm.Renew{Owner: "amy", Fence: 5, Attach: true}
+	undo := fsm.Withdraw{Ask: fsm.Ask{Node: 7, Seq: 1}}
+	waits := func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resQueued); lt.event(evNodeGone, 7, 1) }
+	holds := func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resGranted); lt.event(evNodeGone, 7, 99) }
 	tests := []struct {
 		name  string
 		do    func(lt *ledgerTest) // before the node joins again
+		table standing             // of the claim, then
 		again []fsm.Command        // under the new incarnation
 		then  fsm.Result           // to the first of them
 		told  []string
 		after []fsm.Command
 	}{
+		{"a wait", waits, standing{}, []fsm.Command{amy}, resGranted, []string{"answer queued 0", "granted 5"}, nil},
+		{"a wait granted unheard", waits, standing{Fence: 5, Locks: []string{"a"}}, []fsm.Command{attach}, resDone, []string{"answer queued 0", "granted 5"}, nil},
+		{"a wait that is elsewhere", waits, standing{Heir: true}, nil, resDone, []string{"answer queued 0", "superseded 0"}, nil},
 		{
-			"a wait, told by the log",
-			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resQueued); lt.event(evNodeGone, 7, 1) },
-			[]fsm.Command{amy},
-			resGranted,
-			[]string{"answer queued 0", "granted 5"},
-			nil,
-		},
-		{
-			"a wait that is refused then",
-			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, resQueued); lt.event(evNodeGone, 7, 1) },
+			"a wait that is refused then", waits,
+			standing{},
 			[]fsm.Command{amy},
 			fsm.Result{Code: fsm.Refused, Reason: "no"},
 			[]string{"answer queued 0", "withdrawn 0"},
 			nil,
 		},
+		{"a hold", holds, standing{Fence: 5}, []fsm.Command{attach}, resDone, []string{"answer granted 5"}, nil},
+		{"a hold that is gone", holds, standing{}, nil, resDone, []string{"answer granted 5", "released 5"}, nil},
+		{"a hold that is elsewhere", holds, standing{Heir: true}, nil, resDone, []string{"answer granted 5", "superseded 5"}, nil},
 		{
-			"an open request",
-			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, fsm.Result{Code: fsm.Stranger}) },
-			[]fsm.Command{amy},
-			resGranted,
-			[]string{"answer granted 5"},
-			nil,
-		},
-		{
-			"a hold, told by another request",
-			func(lt *ledgerTest) {
-				lt.acquire()
-				lt.answer(7, 1, resGranted)
-				lt.l.add(&call{command: fsm.Tick{}})
-				lt.answer(7, 2, fsm.Result{Code: fsm.Stranger})
-			},
-			[]fsm.Command{attach, fsm.Tick{}},
-			resDone,
-			[]string{"answer granted 5"},
-			nil,
-		},
-		{
-			"a hold that is gone",
-			func(lt *ledgerTest) {
-				lt.acquire()
-				lt.answer(7, 1, resGranted)
-				lt.event(evNodeGone, 7, 99)
-			},
+			"a hold that is gone a moment later", holds,
+			standing{Fence: 5},
 			[]fsm.Command{attach},
 			fsm.Result{Code: fsm.NotHeld},
 			[]string{"answer granted 5", "released 5"},
 			nil,
 		},
 		{
-			"a wait whose client goes meanwhile",
+			"an open request",
+			func(lt *ledgerTest) { lt.acquire(); lt.answer(7, 1, fsm.Result{Code: fsm.Stranger}) },
+			standing{},
+			[]fsm.Command{amy},
+			resGranted,
+			[]string{"answer granted 5"},
+			nil,
+		},
+		{
+			"an open request whose client goes meanwhile",
 			func(lt *ledgerTest) {
 				lt.acquire()
-				lt.answer(7, 1, resQueued)
-				lt.event(evNodeGone, 7, 1)
+				lt.answer(7, 1, fsm.Result{Code: fsm.Stranger})
 				lt.claim.Cancel()
 			},
 			// It may have been granted unheard, which only the claimant's own request finds.
+			standing{},
 			[]fsm.Command{amy},
-			resGranted,
-			[]string{"answer queued 0"},
+			resGranted, nil,
 			[]fsm.Command{fsm.Withdraw{Ask: fsm.Ask{Node: 8, Seq: 1}}},
 		},
 		{
-			"a hold whose client goes meanwhile",
+			"another request, and a hold",
 			func(lt *ledgerTest) {
 				lt.acquire()
 				lt.answer(7, 1, resGranted)
-				lt.event(evNodeGone, 7, 99)
-				lt.claim.Cancel()
+				lt.l.add(&call{command: fsm.Tick{}})
+				lt.answer(7, 2, fsm.Result{Code: fsm.Stranger})
 			},
-			[]fsm.Command{attach},
+			standing{Fence: 5},
+			[]fsm.Command{fsm.Tick{}, attach},
 			resDone,
 			[]string{"answer granted 5"},
-			[]fsm.Command{fsm.Release{Owner: "amy", ID: amy.ID, Fence: 5}},
+			nil,
+		},
+		{
+			"a wait whose client goes meanwhile",
+			func(lt *ledgerTest) { waits(lt); lt.claim.Cancel() },
+			standing{},
+			[]fsm.Command{undo},
+			resDone,
+			[]string{"answer queued 0"},
+			nil,
+		},
+		{
+			"a hold whose client goes meanwhile",
+			func(lt *ledgerTest) { holds(lt); lt.claim.Cancel() },
+			standing{Fence: 5},
+			[]fsm.Command{undo},
+			resDone,
+			[]string{"answer granted 5"},
+			nil,
 		},
 		{
 			"a hold that is delivered meanwhile",
-			func(lt *ledgerTest) {
-				lt.acquire()
-				lt.answer(7, 1, resGranted)
-				lt.event(evNodeGone, 7, 99)
-				lt.claim.Forget()
-			},
-			[]fsm.Command{attach},
-			resDone,
+			func(lt *ledgerTest) { holds(lt); lt.claim.Forget() },
+			standing{Fence: 5},
+			nil, resDone,
 			[]string{"answer granted 5"},
 			nil,
 		},
@@ -261,12 +260,45 @@ func TestLostIncarnation(t *testing.T) {
 			tt.do(lt)
 			lt.route.take()
 			lt.join(8)
+			list := lt.l.parked()
+			for i := range list {
+				list[i].Fence, list[i].Heir = tt.table.Fence, tt.table.Heir
+			}
+			lt.l.reconcile(append(list, list...))
 			lt.want("in the new incarnation", tt.again...)
 			lt.answer(7, 1, resGranted) // late, and of no interest
 			lt.answer(8, 1, tt.then)
 			lt.want("after its answer", tt.after...)
 			lt.heard("in all", tt.told...)
+			if len(lt.l.adrift) > 0 {
+				t.Error("the claim is adrift still")
+			}
 		})
+	}
+}
+
+// TestAHoldAttachedAnewIsReleasedByItsFence cancels what a Renew has kept, which a
+// Withdraw would leave alone.
+func TestAHoldAttachedAnewIsReleasedByItsFence(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		lt := newLedgerTest(t)
+		lt.acquire()
+		lt.answer(7, 1, resGranted)
+		lt.event(evNodeGone, 7, 99)
+		lt.join(8)
+		list := lt.l.parked()
+		list[0].Fence = 5
+		lt.l.reconcile(list)
+		lt.route.take()
+		if answered {
+			lt.answer(8, 1, resDone)
+		}
+		lt.claim.Cancel()
+		if !answered {
+			lt.want("before the answer")
+			lt.answer(8, 1, resDone)
+		}
+		lt.want("in the end", fsm.Release{Owner: "amy", ID: amy.ID, Fence: 5})
 	}
 }
 
@@ -333,6 +365,8 @@ func TestReconcile(t *testing.T) {
 		{"neither", resQueued, standing{}, nil, true},
 		{"still held", resGranted, standing{Known: 5, Fence: 5}, nil, false},
 		{"lost unheard", resGranted, standing{Known: 5}, []string{"released 5"}, false},
+		{"taken over unheard", resGranted, standing{Known: 5, Heir: true}, []string{"superseded 5"}, false},
+		{"its wait taken over unheard", resQueued, standing{Heir: true}, []string{"superseded 0"}, false},
 		{"compared too early", resGranted, standing{}, nil, false},
 	}
 	for _, tt := range tests {

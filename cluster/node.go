@@ -171,6 +171,7 @@ func (n *Node) open() error {
 		n.run(n.standAlone)
 	}
 	n.run(n.keepLinks)
+	n.run(n.recoverClaims)
 	if n.gossip != nil && !n.cfg.Agent {
 		n.run(n.found)
 	}

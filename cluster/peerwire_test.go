@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -214,4 +215,18 @@ func TestAStuckPipelineEnds(t *testing.T) {
 			t.Errorf("stuck for %v", took)
 		}
 	})
+}
+
+// TestALookFitsAFrame asks for the largest requests there can be.
+func TestALookFitsAFrame(t *testing.T) {
+	list := make([]standing, lookBatch)
+	for i := range list {
+		list[i] = standing{Ask: fsm.Ask{Node: ^fsm.Incarnation(0), Seq: ^uint64(0)}, Owner: strings.Repeat("\x01", fsm.MaxOwner)}
+		for range fsm.MaxLocks {
+			list[i].Locks = append(list[i].Locks, strings.Repeat("<", fsm.MaxName)) // as six bytes of JSON each
+		}
+	}
+	if size := len(mustJSON(list)); size > maxPeerRequest {
+		t.Errorf("%d bytes", size)
+	}
 }

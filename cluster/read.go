@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -81,18 +82,24 @@ func (n *Node) view(ctx context.Context, f func(*fsm.Machine)) error {
 	return nil
 }
 
+// lookBatch bounds the requests of one question, so that even the largest fit
+// [maxPeerRequest].
+const lookBatch = 40
+
 // look fills in what has become of other nodes' or our own requests.
 func (n *Node) look(ctx context.Context, list []standing) error {
 	if n.replica == nil {
-		b, err := n.askServer(ctx, askLook, mustJSON(list))
-		if err != nil {
-			return err
+		for part := range slices.Chunk(list, lookBatch) {
+			b, err := n.askServer(ctx, askLook, mustJSON(part))
+			if err != nil {
+				return err
+			}
+			var got []standing
+			if err := json.Unmarshal(b, &got); err != nil || len(got) != len(part) {
+				return errPeerGarbage
+			}
+			copy(part, got)
 		}
-		var got []standing
-		if err := json.Unmarshal(b, &got); err != nil || len(got) != len(list) {
-			return errPeerGarbage
-		}
-		copy(list, got)
 		return nil
 	}
 	return n.view(ctx, func(m *fsm.Machine) {

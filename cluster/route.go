@@ -163,6 +163,18 @@ func (n *Node) reachable() (up, all int) {
 // inReach reports whether new clients should be taken.
 func (n *Node) inReach() bool { return n.ledger.leaderless() < outOfReach }
 
+// recoverClaims resyncs whenever an incarnation is lost.
+func (n *Node) recoverClaims() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.ledger.lost:
+			n.resync()
+		}
+	}
+}
+
 // resync compares what this node's clients wait for and hold with the table, after
 // events have been missed.
 func (n *Node) resync() {

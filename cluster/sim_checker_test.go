@@ -182,6 +182,9 @@ func (c *checker) lostTo(g *grant, e fsm.Event) {
 	if e.Cause == fsm.CauseLimit && time.Since(g.asked) < g.limit-time.Millisecond {
 		c.errorf("%s: limit of %v fired %v after the request", g.who, g.limit, time.Since(g.asked))
 	}
+	if g.leaving && e.Cause == fsm.CauseNone {
+		return // its node, which missed the release, sees that it is gone
+	}
 	c.lose(g, fmt.Sprintf("told of its loss: %v %v", e.Kind, e.Cause))
 }
 

@@ -49,6 +49,26 @@ func (m *Machine) Claim(a Ask) (*Hold, *Wait) {
 	return nil, nil
 }
 
+// Heir returns the request that has the hold with fence f, if f is not zero, or
+// else what the claimant has among locks; ok is false if nobody has. It is not the
+// request that got it first where a later one has taken it over.
+func (m *Machine) Heir(f Fence, owner string, id RequestID, locks []string) (ask Ask, ok bool) {
+	if f != 0 {
+		if c := m.holds.byKey[uint64(f)]; c != nil {
+			return c.ask(), true
+		}
+		return Ask{}, false
+	}
+	for _, name := range locks {
+		if l := m.locks[name]; l != nil {
+			if s := l.find(claimant{owner, id}); s != nil {
+				return s.claim.ask(), true
+			}
+		}
+	}
+	return Ask{}, false
+}
+
 // Holders returns who holds a lock, by fence.
 func (m *Machine) Holders(name string) []*Hold {
 	l := m.locks[name]
