@@ -15,7 +15,6 @@ import (
 type simWaiter struct {
 	owner string
 	node  *Node
-	claim *Claim
 
 	mu     sync.Mutex
 	events []fsm.Event
@@ -47,13 +46,16 @@ func (w *simWaiter) fence(ctx context.Context, t *testing.T) fsm.Fence {
 	return w.events[0].Fence
 }
 
-// TestSimulatedFailovers isolates the leader again and again while clients on every
-// node wait for one lock, and checks that each of them gets it, once, in turn.
+// TestSimulatedFailovers isolates the leader again and again while clients have
+// connections to every node and wait for one lock, and checks that each of them
+// reads its grant, once, in turn.
 func TestSimulatedFailovers(t *testing.T) {
 	const rounds, perNode = 500, 2
 	began := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		s := newSim(t, 3)
+		s := newSim(t, 0)
+		s.serveClients()
+		s.grow(3)
 		defer s.close()
 		ctx, cancel := context.WithTimeout(context.Background(), 24*time.Hour)
 		defer cancel()
@@ -68,22 +70,22 @@ func TestSimulatedFailovers(t *testing.T) {
 
 func simRound(ctx context.Context, t *testing.T, s *sim, round, perNode int, last fsm.Fence) fsm.Fence {
 	old := s.leader()
-	holder := fmt.Sprintf("holder%d", round)
-	_, res, err := old.Acquire(ctx, fsm.Acquire{Owner: holder, Locks: []string{"x"}, Block: true}, func(fsm.Event) {})
-	if err != nil || res.Code != fsm.Granted || res.Fence <= last {
-		t.Fatalf("round %d: %+v, %v (last fence %d)", round, res, err, last)
+	holder := s.dial(ctx, old.Name(), fmt.Sprint("holder", round))
+	holder.send("LOCK\n")
+	rises := func(c *lineClient, fence fsm.Fence) {
+		if fence <= last {
+			t.Fatalf("round %d: %s granted with fence %d after %d", round, c.owner, fence, last)
+		}
+		last = fence
 	}
-	last = res.Fence
+	rises(holder, holder.granted(false))
 
-	var queue []*simWaiter
+	var queue []*lineClient
 	for i := range perNode {
 		for _, p := range s.peers {
-			w := &simWaiter{owner: fmt.Sprintf("w%d.%d.%s", round, i, p.ID), node: s.nodes[p.ID], told: make(chan struct{})}
-			w.claim, res, err = w.node.Acquire(ctx, fsm.Acquire{Owner: w.owner, Locks: []string{"x"}, Block: true}, w.notify)
-			if err != nil || res.Code != fsm.Queued {
-				t.Fatalf("round %d: %s: %+v, %v", round, w.owner, res, err)
-			}
-			queue = append(queue, w)
+			c := s.dial(ctx, p.ID, fmt.Sprintf("w%d.%d.%s", round, i, p.ID))
+			queue = append(queue, c)
+			c.queue(holder.owner, len(queue))
 		}
 	}
 
@@ -100,28 +102,24 @@ func simRound(ctx context.Context, t *testing.T, s *sim, round, perNode int, las
 			t.Fatalf("round %d: no new leader", round)
 		}
 	}
-	if res, err = leader.Submit(ctx, fsm.Release{Owner: holder, Locks: []string{"x"}}); err != nil || res.Code != fsm.Done {
-		t.Fatalf("round %d: release: %+v, %v", round, res, err)
-	}
+	// The holder's node is cut off, so it comes to another one to release.
+	elsewhere := s.dial(ctx, leader.Name(), holder.owner)
+	elsewhere.release(queue[0].owner)
 	healed := false
-	for _, w := range queue {
-		if !healed && w.node == old {
+	for i, c := range queue {
+		if !healed && c.node == old.Name() {
 			s.net.Heal()
 			healed = true
 		}
-		fence := w.fence(ctx, t)
-		if fence <= last {
-			t.Fatalf("round %d: %s granted with fence %d after %d", round, w.owner, fence, last)
+		rises(c, c.granted(true))
+		next := ""
+		if i+1 < len(queue) {
+			next = queue[i+1].owner
 		}
-		last = fence
-		if res, err = w.node.Submit(ctx, fsm.Release{Fence: fence}); err != nil || res.Code != fsm.Done {
-			t.Fatalf("round %d: %s: release: %+v, %v", round, w.owner, res, err)
-		}
+		c.release(next)
 	}
-	// Whatever else a waiter is told now would be one grant too many.
-	synctest.Wait()
-	for _, w := range queue {
-		w.fence(ctx, t)
+	for _, c := range append(queue, holder, elsewhere) {
+		c.end()
 	}
 	return last
 }

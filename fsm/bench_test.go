@@ -13,7 +13,7 @@ func bigTable(b *testing.B, n int) *Machine {
 	apply(m, NodeJoin{Name: "n1", Nonce: [16]byte{1}})
 	for i := range n {
 		m.Apply(benchEntry(b, uint64(i), i, Acquire{
-			Owner: fmt.Sprintf("host%d.example.org_%d_ann", i%500, i), Locks: []string{fmt.Sprintf("/farm/job/%d", i)}, Block: true,
+			Owner: fmt.Sprintf("host%d.example.org_%d_ann", i%500, i), Locks: []string{fmt.Sprintf("/batch/job/%d", i)}, Block: true,
 			Process: Process{Host: fmt.Sprintf("host%d.example.org", i%500), PID: int32(i/500 + 1), Start: 12345}, Autounlock: true,
 		}))
 	}

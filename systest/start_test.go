@@ -3,6 +3,7 @@ package systest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -33,6 +34,20 @@ func address(t *testing.T) farm.Address {
 		t.Fatal(err)
 	}
 	return list[0]
+}
+
+// busyCode is lockersh's exit status for a lock that it did not get.
+const busyCode = 75
+
+// exitCode is the status that a command ended with; -1 if it was not even run.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return -1
 }
 
 // lockerd without a single argument is a cluster of one, and what the manual of
@@ -83,21 +98,44 @@ func TestTheManualsExample(t *testing.T) {
 	}
 
 	// And from a shell.
-	busy := exec.CommandContext(ctx, lockersh, "--lock", "one_per_machine", "--noblock", "echo", "ran")
-	busy.Env = env
-	if out, err := busy.Output(); err == nil || strings.Contains(string(out), "ran") {
-		t.Errorf("lockersh ran its command without the lock: %q", out)
+	shell := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, lockersh, args...)
+		cmd.Env = env
+		return cmd
 	}
-	list := exec.CommandContext(ctx, lockersh, "--locklist")
-	list.Env = env
-	if out, err := list.CombinedOutput(); err != nil || !strings.Contains(string(out), "one_per_machine") || !strings.Contains(string(out), l.User()) {
+	refused := func(lock string) {
+		t.Helper()
+		out, err := shell("--lock", lock, "--try", "echo", "ran").Output()
+		if code := exitCode(err); code != busyCode || len(out) != 0 {
+			t.Errorf("lockersh for a lock that is held: status %d, %q; want %d and no command run", code, out, busyCode)
+		}
+	}
+	refused("one_per_machine")
+	if out, err := shell("--locklist").CombinedOutput(); err != nil || !strings.Contains(string(out), "one_per_machine") || !strings.Contains(string(out), l.User()) {
 		t.Errorf("lockersh --locklist: %q, %v", out, err)
 	}
 	must(t, l.Unlock(ctx))
-	sh := exec.CommandContext(ctx, lockersh, "--lock", "one_per_machine", "echo", "ran")
-	sh.Env = env
-	if out, err := sh.CombinedOutput(); err != nil || string(out) != "ran\n" {
+	if out, err := shell("--lock", "one_per_machine", "echo", "ran").CombinedOutput(); err != nil || string(out) != "ran\n" {
 		t.Errorf("lockersh: %q, %v", out, err)
+	}
+
+	// The first example of lockersh's manual, to the letter.
+	began := time.Now()
+	sleeps := shell("--lock", "one_sleep_runs", "sleep", "10")
+	must(t, sleeps.Start())
+	await(t, granted, "the lock of the sleep", func() error {
+		out, err := shell("--locklist").Output()
+		if err == nil && !strings.HasPrefix(string(out), "one_sleep_runs ") {
+			err = fmt.Errorf("listed: %q", out)
+		}
+		return err
+	})
+	refused("one_sleep_runs")
+	if err := sleeps.Wait(); err != nil || time.Since(began) < 10*time.Second {
+		t.Errorf("lockersh --lock one_sleep_runs sleep 10: %v after %v", err, time.Since(began))
+	}
+	if out, err := shell("--lock", "one_sleep_runs", "--try", "echo", "ran").CombinedOutput(); err != nil || string(out) != "ran\n" {
+		t.Errorf("after the sleep: %q, %v", out, err)
 	}
 
 	must(t, node.Process.Signal(syscall.SIGTERM))
