@@ -7,12 +7,12 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 3s
 
 # Plain go build and go test only: whatever is here can be typed by hand.
-.PHONY: build test lint race fuzz demo bench clean
+.PHONY: build test lint race sim fuzz demo bench clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
 
-test: lint race fuzz
+test: lint race sim fuzz
 
 lint:
 	go vet ./...
@@ -22,6 +22,9 @@ lint:
 
 race:
 	go test -race -count=1 ./... # some tests run programs, whose changes the cache does not see
+
+sim:
+	go test -count=1 -run Simulated ./cluster # on all processors, which the race detector's are not
 
 fuzz:
 	scripts/fuzz $(FUZZTIME)

@@ -78,7 +78,7 @@ func TestADiskErrorEndsTheNode(t *testing.T) {
 }
 
 func TestAHungDiskEndsTheNode(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)
 		log := &faultyLog{LogStore: raft.NewInmemStore()}
 		s.configure = func(c *Config) {
@@ -111,7 +111,7 @@ func TestAHungDiskEndsTheNode(t *testing.T) {
 // TestAHangBehindAnotherWrite has the log cut while an append hangs: the end of
 // the cut says nothing of the append.
 func TestAHangBehindAnotherWrite(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		hang := make(chan struct{})
 		log := &faultyLog{LogStore: raft.NewInmemStore(), hang: hang}
 		d := newGuardedDisk(&Stores{Log: log}, func(error) {})

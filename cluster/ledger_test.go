@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -390,7 +389,7 @@ func TestReconcile(t *testing.T) {
 
 // TestARefusedJoinIsTriedAgain refuses the node once.
 func TestARefusedJoinIsTriedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		lt := &ledgerTest{t: t, l: newLedger("n"), route: &paperRoute{}}
 		lt.l.setRoute(lt.route)
 		lt.route.take()

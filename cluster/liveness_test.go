@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -183,7 +182,7 @@ func (m *mortality) kill(p pidprobe.Process) {
 // checks that no lock is freed while its process lives and none is left after.
 func TestSimulatedDeaths(t *testing.T) {
 	const rounds = 1000
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)
 		hosts := make(map[string]*mortality)
 		s.configure = func(c *Config) {

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -109,7 +108,7 @@ func outboxPair(t *testing.T) (*outbox, net.Conn, *pipenet.Net) {
 // TestOutboxSendsAllInOrder has many senders and a reader; what was sent before
 // close arrives, each sender's frames in order.
 func TestOutboxSendsAllInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		o, far, _ := outboxPair(t)
 		var writer, senders sync.WaitGroup
 		writer.Go(o.run)
@@ -150,7 +149,7 @@ func TestOutboxSendsAllInOrder(t *testing.T) {
 // TestOutboxCutsOffWhoReadsNothing fills an outbox to its bound: the sender never
 // waits, and the connection ends.
 func TestOutboxCutsOffWhoReadsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		o, far, _ := outboxPair(t)
 		var writer sync.WaitGroup
 		writer.Go(o.run)
@@ -172,7 +171,7 @@ func TestOutboxCutsOffWhoReadsNothing(t *testing.T) {
 
 // TestOutboxGivesUpOnASilentPeer writes over a cut link.
 func TestOutboxGivesUpOnASilentPeer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		o, far, nw := outboxPair(t)
 		nw.UserTimeout = 0
 		nw.Cut("a", "b")
@@ -205,7 +204,7 @@ func (p *stuckPipeline) Close() error {
 }
 
 func TestAStuckPipelineEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		p := &pipeline{AppendPipeline: &stuckPipeline{closed: make(chan struct{})}, stop: func() bool { return true }}
 		began := time.Now()
 		if _, err := p.AppendEntries(nil, nil); !errors.Is(err, raft.ErrPipelineShutdown) {

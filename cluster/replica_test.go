@@ -49,7 +49,7 @@ func persist(t *testing.T, r *replica) []byte {
 // TestSnapshotKeepsTheIndex restores a snapshot elsewhere, under a reader that waits
 // for an entry which the snapshot has swallowed.
 func TestSnapshotKeepsTheIndex(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		r := quietReplica()
 		r.Apply(&raft.Log{Index: 41, Data: entryOf(5, fsm.Acquire{Owner: "amy", Locks: []string{"a"}})})
 		b := persist(t, r)

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -366,7 +365,7 @@ func (c *chaos) settle() {
 }
 
 func runChaos(t *testing.T, seed uint64, servers, agents, clients int, d time.Duration) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		c := newChaos(t, seed, servers, agents)
 		defer c.close()
 		ctx, cancel := context.WithTimeout(context.Background(), d+10*time.Minute)

@@ -28,7 +28,7 @@ func (s *sim) follower() *Node {
 // the leader can't carry. It must be refused before it is sent: the leader would
 // end the connection over it, and get it again over the next one, for ever.
 func TestABadCommandOfAFollowerIsRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		n := s.follower()
@@ -78,7 +78,7 @@ func TestCloseInEveryState(t *testing.T) {
 	}
 	for _, st := range states {
 		t.Run(st.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				s := newSim(t, 3)
 				st.make(s)
 				var calls, closing sync.WaitGroup
@@ -140,7 +140,7 @@ func TestALateRequestTakesNothingOver(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				s := newSim(t, 3)
 				defer s.close()
 				first := s.follower()
@@ -175,7 +175,7 @@ func TestALateRequestTakesNothingOver(t *testing.T) {
 
 // TestAFullDiskTakesReleasesOnly sets the leader's disk to nearly full.
 func TestAFullDiskTakesReleasesOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		leader, n := s.leader(), s.follower()
@@ -228,7 +228,7 @@ func TestAForsakenNodeTakesNothingBack(t *testing.T) {
 	for _, tt := range tests {
 		for _, agent := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, agent %v", tt.name, agent), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
+				bubble(t, func(t *testing.T) {
 					s := newSim(t, 3)
 					defer s.close()
 					ctx, first := context.Background(), s.follower()

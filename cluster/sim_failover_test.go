@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -52,7 +51,7 @@ func (w *simWaiter) fence(ctx context.Context, t *testing.T) fsm.Fence {
 func TestSimulatedFailovers(t *testing.T) {
 	const rounds, perNode = 500, 2
 	began := time.Now()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)
 		s.serveClients()
 		s.grow(3)
@@ -147,7 +146,7 @@ func (s *sim) converge() {
 // checks that the others elect a new one long before a heartbeat is missed, and
 // that a client which waits at a follower gets its grant from that one.
 func TestSimulatedCrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)

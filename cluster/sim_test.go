@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -96,7 +95,7 @@ func testLogger(name string) hclog.Logger {
 }
 
 func TestSimulatedClusterLocks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		s.leader()

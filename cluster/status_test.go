@@ -5,14 +5,13 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
 )
 
 func TestReportOfACluster(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		lead := s.leader()
@@ -64,7 +63,7 @@ func TestReportOfACluster(t *testing.T) {
 }
 
 func TestReportWithoutAQuorum(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
 		defer s.close()
 		lead := s.leader()
