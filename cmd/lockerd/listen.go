@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/lockerd/lockerd/cluster"
 	"github.com/lockerd/lockerd/transport"
 )
@@ -17,9 +19,10 @@ import (
 // done, so that a port in use is known at once.
 type listeners struct {
 	client, peer, http net.Listener // nil if off
+	pidstat            *net.UDPConn // likewise
 }
 
-func (o *options) listen(ctx context.Context) (l listeners, err error) {
+func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, err error) {
 	defer func() {
 		if err != nil {
 			l.close()
@@ -39,6 +42,9 @@ func (o *options) listen(ctx context.Context) (l listeners, err error) {
 	if err == nil && o.http != off {
 		l.http, err = listenTCP(ctx, "--http", o.http)
 	}
+	if err == nil {
+		l.pidstat, err = o.listenPidstat(ctx, log)
+	}
 	return l, err
 }
 
@@ -48,6 +54,9 @@ func (l *listeners) close() {
 		if ln != nil {
 			ln.Close()
 		}
+	}
+	if l.pidstat != nil {
+		l.pidstat.Close()
 	}
 }
 

@@ -189,7 +189,7 @@ func TestBackground(t *testing.T) {
 	second := command(t, "--port", port)
 	text, err := second.CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitInUse || !strings.Contains(string(text), "address already in use") {
+	if !errors.As(err, &exit) || exit.ExitCode() != exitInUse || !strings.Contains(string(text), "address already in use (a pidstatd or a lockerd answers there already; ") {
 		t.Errorf("a second: %v, %s", err, text)
 	}
 
