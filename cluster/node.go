@@ -416,6 +416,6 @@ func (n *Node) hello() peerHello {
 func (n *Node) welcome() peerWelcome {
 	return peerWelcome{
 		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
-		Boot: n.boot, Version: n.cfg.Version, Leader: n.leader(),
+		Boot: n.boot, Version: n.cfg.Version, Leader: n.leader(), Place: n.liveness.place,
 	}
 }

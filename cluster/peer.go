@@ -363,6 +363,12 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
 		}
 		return nil, n.Dead(ctx, p)
+	case askAnchors:
+		var fences []fsm.Fence
+		if err := json.Unmarshal(payload, &fences); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return mustJSON(n.liveness.anchored(fences)), nil
 	case askInvite:
 		var inv invitation
 		if err := json.Unmarshal(payload, &inv); err != nil {
