@@ -69,9 +69,14 @@ func start(t *testing.T, cmd *exec.Cmd) *daemon {
 	return d
 }
 
-// logged waits for a line of the log that contains text.
+// logged waits for a line of the log that contains text, if none was there yet.
 func (d *daemon) logged(text string) string {
 	d.t.Helper()
+	for _, line := range d.seen {
+		if strings.Contains(line, text) {
+			return line
+		}
+	}
 	timeout := time.After(20 * time.Second)
 	for {
 		select {

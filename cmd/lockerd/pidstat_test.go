@@ -56,8 +56,9 @@ func TestPidstat(t *testing.T) {
 				cmd = without(command(t, "--config", configFile(t, "pidstat-port = "+want+"\n")), "--pidstat-port")
 			}
 			d := start(t, cmd)
-			if got := field(d.logged("serving"), "pidstat"); got != "127.0.0.1:"+want {
-				t.Errorf("it says pidstat=%s, want port %s", got, want)
+			line := d.logged("serving")
+			if got := field(line, "pidstat"); got != "127.0.0.1:"+want {
+				t.Fatalf("it says pidstat=%s, want port %s", got, want)
 			}
 			p := exec.Command("cat")
 			if err := p.Start(); err != nil { // ends at once: its input is empty
@@ -66,9 +67,9 @@ func TestPidstat(t *testing.T) {
 			if err := p.Wait(); err != nil {
 				t.Fatal(err)
 			}
-			for pid, want := range map[int]pidprobe.Verdict{os.Getpid(): pidprobe.Alive, p.Process.Pid: pidprobe.Dead} {
-				if v, err := ask(t, field(d.seen[len(d.seen)-1], "pidstat")[len("127.0.0.1:"):], pid); v != want || err != nil {
-					t.Errorf("process %d is %v, %v; want %v", pid, v, err, want)
+			for pid, verdict := range map[int]pidprobe.Verdict{os.Getpid(): pidprobe.Alive, p.Process.Pid: pidprobe.Dead} {
+				if v, err := ask(t, want, pid); v != verdict || err != nil {
+					t.Errorf("process %d is %v, %v; want %v", pid, v, err, verdict)
 				}
 			}
 			cmd.Process.Signal(syscall.SIGTERM)
@@ -120,6 +121,7 @@ func TestPidstatPortInUse(t *testing.T) {
 	}
 	second := inside()
 	b := start(t, second)
+	b.logged("serving")
 	b.logged("in office")
 	all := strings.Join(b.seen, "\n")
 	if n := strings.Count(all, "[WARN]  lockerd: this node leaves pidstat's questions"); n != 1 || !strings.Contains(all, "--pidstat-port 0") || !strings.Contains(all, "pidstat=off") {

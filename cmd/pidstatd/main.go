@@ -175,8 +175,8 @@ func (o *options) tell(ctx context.Context, s *pidprobe.Server, log *log.Logger)
 		now := s.Stats()
 		switch {
 		case o.debug && now != last:
-			log.Printf("%d datagrams, %d answered, %d no questions, %d over the rate",
-				now.Asked, now.Answered, now.Refused, now.Limited)
+			log.Printf("%d datagrams, %d answered, %d no questions, %d over the rate, %d ends told",
+				now.Asked, now.Answered, now.Refused, now.Limited, now.Pushed)
 		case !o.debug && now.Limited != last.Limited:
 			log.Printf("%d questions over the rate were not answered within %v", now.Limited-last.Limited, every)
 		}
