@@ -103,6 +103,9 @@ func (n *Node) Hostname() string {
 	return name
 }
 
+// Named says whether the node's host has a name of its own.
+func (n *Node) Named() bool { return n.named }
+
 // Environ is our environment without what would change a node's options.
 func Environ() []string {
 	var env []string
