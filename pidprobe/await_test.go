@@ -250,6 +250,22 @@ func TestAwaitDeathRenews(t *testing.T) {
 	}
 }
 
+// Another server, which was asked nothing before, is taken for one that was.
+func TestAwaitDeathRenewsWithAnotherServer(t *testing.T) {
+	first, second := serve(t, "127.0.0.1", ServerConfig{}), serve(t, "127.0.0.1", ServerConfig{})
+	r := newRelay(t, first, unaltered)
+	c := start(t, "cat")
+	done := awaiting(t, c, r)
+	promised(t, first, r)
+	r.divert(second)
+	eventually(t, "a promise of the second", func() bool { n, _ := subscribed(second); return n == 1 })
+	c.zombie()
+	if took := told(t, done); took > 900*time.Millisecond {
+		t.Errorf("it took %v: somebody polls", took)
+	}
+	eventually(t, "the count of the push", func() bool { return second.Stats().Pushed == 1 })
+}
+
 // Whatever the server or the network does not do, asking once a second does.
 func TestAwaitDeathIsPolled(t *testing.T) {
 	for name, alter := range map[string]func(bool, string) string{

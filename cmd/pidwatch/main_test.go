@@ -21,27 +21,15 @@ import (
 
 // TestMain lets the test binary be pidwatch, and a pidstatd.
 func TestMain(m *testing.M) {
-	switch os.Getenv("PIDWATCH_TEST_MAIN") {
+	switch kind := os.Getenv("PIDWATCH_TEST_MAIN"); kind {
+	case "":
+		os.Exit(m.Run())
 	case "pidwatch":
 		main()
-	case "pidstatd":
-		fmt.Println(serve(os.Getenv("PIDWATCH_TEST_ADDRESS")))
+	default:
+		fmt.Println(serveAs(kind))
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
-}
-
-func serve(host string) error {
-	conn, err := pidprobe.Listen(context.Background(), host, pidprobe.DefaultPort)
-	if err != nil {
-		return err
-	}
-	s, err := pidprobe.NewServer(conn, pidprobe.ServerConfig{})
-	if err != nil {
-		return err
-	}
-	fmt.Println("serving")
-	return s.Serve(context.Background())
 }
 
 // command is a pidwatch.
