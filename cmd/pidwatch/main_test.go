@@ -36,7 +36,8 @@ func TestMain(m *testing.M) {
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "PIDWATCH_TEST_MAIN=pidwatch")
+	// The race detector makes each of its processes linger for a second otherwise.
+	cmd.Env = append(os.Environ(), "PIDWATCH_TEST_MAIN=pidwatch", "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=10")
 	cmd.WaitDelay = 20 * time.Second
 	return cmd
 }
