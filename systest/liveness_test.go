@@ -62,76 +62,105 @@ func TestAStoppedHolderKeepsItsLock(t *testing.T) {
 	must(t, waiter.grant("next", granted))
 }
 
-// A host is cut off the network, with processes that hold locks. Nobody can know
-// whether they live: their locks stay, until the host is back and says who has died.
-func TestACutHostKeepsItsLocks(t *testing.T) {
+// Hosts are cut off the network, with processes that hold locks: the leader's, a
+// follower's and an agent's. Nobody can know whether those processes live: their
+// locks stay, until the hosts are back and say who has died.
+func TestCutHostsKeepTheirLocks(t *testing.T) {
 	t.Parallel()
-	for _, role := range []string{"follower", "leader"} {
-		t.Run(role, func(t *testing.T) {
-			t.Parallel()
-			if !inside(t, syscall.CLONE_NEWNET) {
-				return
-			}
-			f := start(t, farm.Options{Servers: 3, Hosts: true})
-			cut := leader(t, f)
-			if role == "follower" {
-				cut = f.Followers(cut)[0]
-			}
-			others := f.Followers(cut)
+	if !inside(t, syscall.CLONE_NEWNET) {
+		return
+	}
+	f := start(t, farm.Options{Servers: 5, Agents: 1, Hosts: true})
+	lead, agent := leader(t, f), f.Nodes[5]
+	servers := slices.DeleteFunc(f.Followers(lead), func(n *farm.Node) bool { return n == agent })
+	others := servers[1:]
+	var cuts []*stranded
+	for _, n := range []*farm.Node{lead, servers[0], agent} {
+		cuts = append(cuts, strand(t, n))
+	}
+	for _, c := range cuts {
+		must(t, c.node.Cut())
+	}
+	for _, c := range cuts {
+		c.await(t, others[0])
+		c.dying.kill()
+	}
+	over, tick := time.After(cutTime), time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for i, isCut := 0, true; isCut; i++ {
+		select {
+		case <-over:
+			isCut = false
+		case <-tick.C:
+		}
+		for _, c := range cuts {
+			heldBy(t, others[i%3].Client(), c.name("living"), c.name("living"))
+			heldBy(t, others[i%3].Client(), c.name("dying"), c.name("dying"))
+			heldBy(t, others[i%3].Client(), c.name("command"), c.owner)
+		}
+	}
+	for _, c := range cuts {
+		for of, w := range c.waiters {
+			w.silent(t, "the waiter for "+c.name(of))
+		}
+	}
 
-			living, dying := sleeper(t, cut), sleeper(t, cut)
-			living.hold(t, cut.Client(), "living", "one")
-			dying.hold(t, cut.Client(), "dying", "two")
-			sh := startLockersh(t, cut, "three", "cat")
-			owners := map[string]string{"one": "living", "two": "dying", "three": sh.awaitLock(t, cut, "three")}
-			held := func(locks ...string) {
-				t.Helper()
-				for _, lock := range locks {
-					for _, n := range others {
-						heldBy(t, n.Client(), lock, owners[lock])
-					}
-				}
-			}
-
-			must(t, cut.Cut())
-			waiters := make(map[string]*wire)
-			for lock, owner := range owners {
-				waiters[lock] = queued(t, others[0].Client(), "next", lock, owner)
-			}
-			dying.kill()
-			over, tick := time.After(cutTime), time.NewTicker(lookEvery)
-			defer tick.Stop()
-			for isCut := true; isCut; {
-				select {
-				case <-over:
-					isCut = false
-				case <-tick.C:
-				}
-				held("one", "two", "three")
-			}
-			for _, w := range waiters {
-				w.silent(t, "a waiter")
-			}
-
-			must(t, cut.Heal())
-			must(t, waiters["two"].grant("next", granted))
-			ready(t, f)
-			held("one", "three")
-			waiters["one"].silent(t, "the waiter for the living")
-			waiters["three"].silent(t, "the waiter for lockersh")
-			sh.finish(t)
-			must(t, waiters["three"].grant("next", granted))
-			living.kill()
-			must(t, waiters["one"].grant("next", granted))
-		})
+	for _, c := range cuts {
+		must(t, c.node.Heal())
+	}
+	for _, c := range cuts {
+		must(t, c.waiters["dying"].grant("next", granted))
+	}
+	ready(t, f)
+	for _, c := range cuts {
+		heldBy(t, c.node.Client(), c.name("living"), c.name("living"))
+		heldBy(t, c.node.Client(), c.name("command"), c.owner)
+		c.waiters["living"].silent(t, "the waiter for "+c.name("living"))
+		c.waiters["command"].silent(t, "the waiter for "+c.name("command"))
+		c.command.finish(t)
+		must(t, c.waiters["command"].grant("next", granted))
+		c.living.kill()
+		must(t, c.waiters["living"].grant("next", granted))
 	}
 }
 
-// Holders are killed on all hosts while leaders are killed too. None of their locks
-// is granted to another before the death, and all are after it.
+// stranded are the holders on a host that is cut off. What each holds is named for
+// it and the node, as its owner is, but for the lockersh.
+type stranded struct {
+	node          *farm.Node
+	living, dying *process
+	command       *command
+	owner         string // as the lockersh calls itself
+	waiters       map[string]*wire
+}
+
+func (s *stranded) name(of string) string { return of + "-" + s.node.Name }
+
+func strand(t *testing.T, n *farm.Node) *stranded {
+	t.Helper()
+	s := &stranded{node: n, living: sleeper(t, n), dying: sleeper(t, n), waiters: make(map[string]*wire)}
+	s.living.hold(t, n.Client(), s.name("living"), s.name("living"))
+	s.dying.hold(t, n.Client(), s.name("dying"), s.name("dying"))
+	s.command = startLockersh(t, n, s.name("command"), "cat")
+	s.owner = s.command.awaitLock(t, n, s.name("command"))
+	return s
+}
+
+// await lets clients of a node wait for each of the locks.
+func (s *stranded) await(t *testing.T, at *farm.Node) {
+	t.Helper()
+	for of, owner := range map[string]string{"living": s.name("living"), "dying": s.name("dying"), "command": s.owner} {
+		s.waiters[of] = queued(t, at.Client(), "next", s.name(of), owner)
+	}
+}
+
+// Holders are killed on all hosts while leaders are killed too, and now and then the
+// agent of one host. None of their locks is granted to another before the death, and
+// all are after it.
 func TestDeathsWhileLeadersDie(t *testing.T) {
 	const crowd, rounds = 10, 10
-	f := start(t, farm.Options{Servers: 3, Named: os.Geteuid() == 0})
+	f := start(t, farm.Options{Servers: 3, Agents: 1, Named: os.Geteuid() == 0})
+	agent := f.Nodes[3]
 	var spared []*process
 	for i, n := range f.Nodes {
 		p := sleeper(t, n)
@@ -155,10 +184,17 @@ func TestDeathsWhileLeadersDie(t *testing.T) {
 	}
 	kills := 0
 	for ; m.count() < crowd*rounds && ctx.Err() == nil; kills++ {
-		lead := leader(t, f)
-		lead.Kill()
+		victims := []*farm.Node{leader(t, f)}
+		if kills%3 == 1 {
+			victims = append(victims, agent)
+		}
+		for _, n := range victims {
+			n.Kill()
+		}
 		leader(t, f)
-		must(t, lead.Start())
+		for _, n := range victims {
+			must(t, n.Start())
+		}
 		ready(t, f)
 	}
 	wg.Wait()
@@ -169,7 +205,7 @@ func TestDeathsWhileLeadersDie(t *testing.T) {
 		t.Errorf("only %d leaders were killed", kills)
 	}
 	for i, p := range spared {
-		heldBy(t, f.Nodes[(i+1)%3].Client(), fmt.Sprint("spared", i), fmt.Sprint("spared", i))
+		heldBy(t, f.Nodes[(i+1)%len(f.Nodes)].Client(), fmt.Sprint("spared", i), fmt.Sprint("spared", i))
 		p.kill()
 	}
 	await(t, granted, "the last locks to be free", func() error {
