@@ -129,6 +129,14 @@ func (n *Node) openLiveness() error {
 	return nil
 }
 
+// watches is whose processes this node waits for: nobody's, if it has no watcher.
+func (l *liveness) watches() place {
+	if l.procs == nil {
+		return place{}
+	}
+	return l.place
+}
+
 // note follows the table's events.
 func (l *liveness) note(events []fsm.Event) {
 	if l.procs == nil {
