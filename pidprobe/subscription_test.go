@@ -54,12 +54,8 @@ func wantTable(t *testing.T, s *Server, subs, watched int) {
 
 // What goes over the wire, byte by byte, on each of the ways that a datagram can take.
 func TestPush(t *testing.T) {
-	for _, listen := range []string{"", "127.0.0.1"} { // IPv6 and IPv4 sockets
+	for listen, hosts := range listened {
 		s := serve(t, listen, ServerConfig{})
-		hosts := []string{"127.0.0.1"}
-		if listen == "" {
-			hosts = append(hosts, "127.0.0.7", "::1")
-		}
 		for _, host := range hosts {
 			conn := dialServer(t, s, host) // takes nothing from another address of the server
 			c := start(t, "cat")
