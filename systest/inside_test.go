@@ -1,6 +1,7 @@
 package systest
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,14 +26,14 @@ func inside(t *testing.T, namespaces uintptr) bool {
 	if os.Getenv(insideEnv) == t.Name() {
 		return true
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("namespaces take root")
-	}
 	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
 	c := exec.CommandContext(limited(t, 5*time.Minute), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout=5m")
 	c.Env = append(os.Environ(), insideEnv+"="+t.Name(), programsEnv+"="+filepath.Dir(lockerd))
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()
+	if c.Process == nil && errors.Is(err, syscall.EPERM) {
+		t.Skip("namespaces take root")
+	}
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
 		t.Errorf("%v in namespaces of its own:\n%s", err, out)
 	} else {

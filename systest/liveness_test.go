@@ -159,7 +159,7 @@ func (s *stranded) await(t *testing.T, at *farm.Node) {
 // all are after it.
 func TestDeathsWhileLeadersDie(t *testing.T) {
 	const crowd, rounds = 10, 10
-	f := start(t, farm.Options{Servers: 3, Agents: 1, Named: os.Geteuid() == 0})
+	f := start(t, farm.Options{Servers: 3, Agents: 1, Named: farm.CanName()})
 	agent := f.Nodes[3]
 	var spared []*process
 	for i, n := range f.Nodes {

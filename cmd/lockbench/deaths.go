@@ -97,7 +97,7 @@ func (r *deathsResult) missed() []string {
 }
 
 func (m *deaths) run(ctx context.Context, p *program) (r *deathsResult, err error) {
-	named := os.Geteuid() == 0
+	named := farm.CanName()
 	f, err := farm.New(ctx, farm.Options{Binary: p.lockerd, Servers: m.servers, Named: named})
 	if err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ type Options struct {
 	Hosts bool
 	// Named gives each node a host's name of its own, so that a process that is
 	// said to be of one is watched by that one alone, although all share a kernel.
-	// It takes root. Hosts implies it.
+	// It takes root: see [CanName]. Hosts implies it.
 	Named bool
 	Args  []string // further arguments of every node
 	// Files bounds the open files of each node. 0 means our own bound.

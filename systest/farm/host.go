@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -127,6 +128,14 @@ func rename(name string) error {
 		return fmt.Errorf("give a host the name %s: %w", name, err)
 	}
 	return nil
+}
+
+// CanName says whether we may give hosts names, as [Options].Named wants it. In a
+// container root may not.
+func CanName() bool {
+	c := exec.Command("true")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUTS}
+	return c.Run() == nil
 }
 
 // onOwnThread calls f on a thread that goes back to our network and our host's name
