@@ -41,7 +41,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.host, "host", "localhost", "`address` to serve clients on; 0.0.0.0 for all")
 	fs.StringVar(&o.port, "port", "", "`port` to serve clients on, a number or a service name (default $IPCLOCKER_PORT, the service lockerd, or 1751)")
 	fs.StringVar(&o.path, "path", "", "serve clients on this UNIX `socket` instead of a port")
-	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does: a number, a service name, or 0 for none (default the service pidstatd, or 1752)")
+	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does, and on which to ask theirs: a number, a service name, or 0 not to tell (default the service pidstatd, or 1752)")
 	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd)")
 	fs.StringVar(&o.name, "name", "", "`name` of the node, its own in the cluster (default the host's name)")
 	fs.BoolVar(&o.agent, "agent", false, "serve clients without a vote and without a log, through the servers of --join")
@@ -223,8 +223,9 @@ Usage: lockerd [OPTION]...
 Alone, lockerd is a cluster of one node that serves this host. Locks survive a
 restart: they are kept in the data directory.
 
-It also answers pidstat and pidwatch of other hosts, so that a host with a lockerd
-needs no pidstatd. Where one runs already, the node leaves the answers to it.
+A node also tells which processes of its host live, on --host like all it serves:
+the host needs no pidstatd then. Where one runs, the node leaves that to it, and in
+a container, where numbers are not the host's, it does so only with --pidstat-port.
 
 Options:
 `

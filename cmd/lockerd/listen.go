@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/lockerd/lockerd/cluster"
+	"github.com/lockerd/lockerd/pidprobe"
 	"github.com/lockerd/lockerd/transport"
 )
 
@@ -20,6 +21,7 @@ import (
 type listeners struct {
 	client, peer, http net.Listener // nil if off
 	pidstat            *net.UDPConn // likewise
+	pidstatPort        uint16       // also that of other hosts
 }
 
 func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, err error) {
@@ -42,8 +44,12 @@ func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, er
 	if err == nil && o.http != off {
 		l.http, err = listenTCP(ctx, "--http", o.http)
 	}
+	var answer bool
 	if err == nil {
-		l.pidstat, err = o.listenPidstat(ctx, log)
+		l.pidstatPort, answer, err = o.pidstatPort(ctx)
+	}
+	if answer {
+		l.pidstat, err = o.listenPidstat(ctx, l.pidstatPort, pidprobe.Here(), log)
 	}
 	return l, err
 }

@@ -103,6 +103,7 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 		Clients:         []net.Listener{ports.client},
 		Logger:          log,
 		Host:            client.FQDN(),
+		PidstatPort:     int(ports.pidstatPort),
 		Processes: func(dead func(pidprobe.Process), warn func(error)) (cluster.Processes, error) {
 			return pidprobe.NewWatcher(dead, warn)
 		},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
@@ -13,19 +14,36 @@ import (
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
+// pidstatPort is the port of pidstat in this farm, and whether this node answers on
+// it. Without a number it is what pidstatd would take.
+func (o *options) pidstatPort(ctx context.Context) (port uint16, answer bool, err error) {
+	if o.pidstat == "0" || o.pidstat == off {
+		port, err = pidprobe.Port(ctx, "")
+		return port, false, err
+	}
+	if port, err = pidprobe.Port(ctx, o.pidstat); err != nil {
+		return 0, false, usagef("%s: %w, or 0 for none", o.set["pidstat-port"], err)
+	}
+	return port, true, nil
+}
+
+// hostNamespace is the end of pidprobe.Here for the pid namespace of a host, whose
+// inode number is PROC_PID_INIT_INO everywhere (include/linux/proc_ns.h).
+const hostNamespace = "/4026531836"
+
 // listenPidstat opens the port on which the node says which processes of its host
 // live, as pidstatd does; nil if there is none. Without the option, a port that is
 // not to be had is no reason for a node not to run: most likely a pidstatd is there.
-func (o *options) listenPidstat(ctx context.Context, log hclog.Logger) (*net.UDPConn, error) {
-	if o.pidstat == "0" || o.pidstat == off {
+//
+// A container may have the host's address and other process numbers. Whoever asked
+// that address for one of the host would be told that it is dead.
+func (o *options) listenPidstat(ctx context.Context, port uint16, here string, log hclog.Logger) (*net.UDPConn, error) {
+	given := o.set["pidstat-port"]
+	if given == "" && !strings.HasSuffix(here, hostNamespace) {
+		log.Warn("this node does not answer pidstat's questions: process numbers here are not known to be the host's; if they are those of its address, say so with --pidstat-port, if not, with --pidstat-port 0")
 		return nil, nil
 	}
-	port, err := pidprobe.Port(ctx, o.pidstat)
-	if err != nil {
-		return nil, usagef("%s: %w, or 0 for none", o.set["pidstat-port"], err)
-	}
 	conn, err := pidprobe.Listen(ctx, o.host, port)
-	given := o.set["pidstat-port"]
 	switch {
 	case err == nil:
 		return conn, nil

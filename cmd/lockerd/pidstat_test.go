@@ -100,6 +100,9 @@ func TestPidstatPortInUse(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a network namespace, where the usual port is ours, takes root")
 	}
+	if !strings.HasSuffix(pidprobe.Here(), hostNamespace) {
+		t.Skip("without the option nothing is served in a container, as this is one")
+	}
 	// The first node has the port, the second finds it taken.
 	first := command(t)
 	first.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -168,7 +171,14 @@ func TestPidstatPortMistakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		var logged strings.Builder
-		conn, err := o.listenPidstat(t.Context(), hclog.New(&hclog.LoggerOptions{Output: io.Writer(&logged)}))
+		var conn *net.UDPConn
+		port, answer, err := o.pidstatPort(t.Context())
+		if answer {
+			conn, err = o.listenPidstat(t.Context(), port, "boot"+hostNamespace, hclog.New(&hclog.LoggerOptions{Output: io.Writer(&logged)}))
+		}
+		if !answer && err == nil && port != pidprobe.DefaultPort {
+			t.Errorf("%q %q: others are asked on port %d", c.args, c.env, port)
+		}
 		switch {
 		case conn != nil:
 			conn.Close()
@@ -177,6 +187,39 @@ func TestPidstatPortMistakes(t *testing.T) {
 			t.Errorf("%q %q: %v, want %q", c.args, c.env, err, c.bad)
 		case (logged.Len() > 0) != (err == nil && len(c.args) > 0 && c.args[0] == "--host"):
 			t.Errorf("%q %q: logged %q", c.args, c.env, logged.String())
+		}
+	}
+}
+
+// In a container the node answers only if it is told to.
+func TestPidstatInContainer(t *testing.T) {
+	free := freeUDP(t)
+	for _, c := range []struct {
+		args    []string
+		here    string
+		listens bool
+	}{
+		{nil, "boot/4026532000", false},
+		{nil, "boot", false},
+		{nil, "", false},
+		{[]string{"--pidstat-port", free}, "boot/4026532000", true},
+		{[]string{"--pidstat-port", free}, "boot" + hostNamespace, true},
+	} {
+		o, _, err := parse(c.args, env())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var logged strings.Builder
+		port, _, err := o.pidstatPort(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := o.listenPidstat(t.Context(), port, c.here, hclog.New(&hclog.LoggerOptions{Output: io.Writer(&logged)}))
+		if conn != nil {
+			conn.Close()
+		}
+		if err != nil || (conn != nil) != c.listens || strings.Contains(logged.String(), "[WARN]") == c.listens {
+			t.Errorf("%q in %s: listens %v, %v; logged %q", c.args, c.here, conn != nil, err, logged.String())
 		}
 	}
 }
