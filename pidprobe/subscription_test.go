@@ -295,6 +295,58 @@ func TestAnswersDoNotAllocate(t *testing.T) {
 	}
 }
 
+// Whatever comes in, at most one answer goes out, it is one to the question, and what
+// it says of the process is so.
+func FuzzDatagram(f *testing.F) {
+	s := serve(f, "127.0.0.1", ServerConfig{Rate: -1, SourceRate: -1})
+	w, err := s.newWorker()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(w.look.close)
+	own, err := Lookup(int32(os.Getpid()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte("PIDR 1 h 10\n"))
+	f.Add([]byte("PIDR 1 0 15 " + own.birth()))
+	f.Add([]byte("PIDR 2147483647 h 8 1" + birthplace()))
+	f.Add([]byte("PIDR 1"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > maxDatagram {
+			return // cut off by the kernel, which says so
+		}
+		d := &w.batch.grams[0]
+		d.peer.Family = unix.AF_INET
+		w.batch.headers[0].n = uint32(copy(d.data[:], b))
+		w.batch.headers[0].Controllen, w.batch.headers[0].Flags = 0, 0
+		w.batch.messages, w.batch.answers = 0, 0
+		w.read(1)
+		w.look.look(w.pids[:w.n], w.verdicts[:w.n])
+		w.write()
+		q, ok := parseQuestion(b)
+		switch n := w.batch.answers; {
+		case n > 1 || n > 0 && !ok:
+			t.Fatalf("%q has %d answers", b, n)
+		case n == 0:
+			return
+		}
+		text := w.replies[0][:w.batch.vectors[0].Len]
+		a, ok := parseAnswer(text)
+		if !ok || a.pid != q.pid || len(q.host) > 0 && string(a.host) != string(q.host) || len(text) > maxReply {
+			t.Fatalf("%q is answered %q", b, text)
+		}
+		switch p, _ := Lookup(q.pid); {
+		case len(a.birth) > 0 && (q.want&tellEnd == 0 || string(a.birth) != p.birth()):
+			t.Fatalf("%q is answered %q, and it is %+v", b, text, p)
+		case len(a.birth) == 0 && !q.want.wants(a.verdict):
+			t.Fatalf("%q is answered %q, which was not wanted", b, text)
+		case a.verdict == Dead && p.PID != 0 && !p.bornAnew(q.birth):
+			t.Fatalf("%q is answered %q, and it is %+v", b, text, p)
+		}
+	})
+}
+
 // When the server ends, so does its watcher, and nobody is told a thing.
 func TestSubscriptionsEndWithTheServer(t *testing.T) {
 	conn, err := Listen(t.Context(), "127.0.0.1", 0)

@@ -59,6 +59,11 @@ func (o *options) listenPidstat(ctx context.Context, port uint16, here string, l
 	return nil, fmt.Errorf("%w (from %s; 0 is for none)", err, given)
 }
 
+// pidstatRate is how many questions a node answers a second, a quarter of what one
+// processor can. Half may be one host's. The rest of the time is for locks; who gets
+// no answer asks again.
+const pidstatRate = 100_000
+
 // servePidstat answers on conn, which may be nil, until it is stopped. Locks do not
 // depend on it: without it the node goes on.
 func servePidstat(conn *net.UDPConn, log hclog.Logger) (stop func()) {
@@ -69,7 +74,7 @@ func servePidstat(conn *net.UDPConn, log hclog.Logger) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s, err := pidprobe.NewServer(conn, pidprobe.ServerConfig{Name: client.FQDN()})
+		s, err := pidprobe.NewServer(conn, pidprobe.ServerConfig{Name: client.FQDN(), Rate: pidstatRate, SourceRate: pidstatRate / 2})
 		if err == nil {
 			err = s.Serve(ctx)
 		}
