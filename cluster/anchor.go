@@ -39,7 +39,7 @@ func (n *Node) Anchor(p fsm.Process, fence fsm.Fence, over func()) (lift func(),
 	switch {
 	case l.procs == nil:
 		return nil, errUnwatching
-	case !l.place.has(p):
+	case !l.place.has(p), l.place.outlived(p):
 		return nil, errOtherHost
 	}
 	a := &anchor{over: over}

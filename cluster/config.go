@@ -114,6 +114,8 @@ type Config struct {
 	// Remote opens the way to the pidstatds. Nil: UDP. Tests and simulations use it.
 	Remote func() (Remote, error)
 
+	machine *machine // where the node runs; tests set it
+
 	// Logger is required.
 	Logger hclog.Logger
 }

@@ -31,10 +31,12 @@ const (
 // place says whose processes are this node's to watch: those of its kernel's boot
 // and pid namespace, by which clients name theirs, and those of old clients, who
 // say no more than the host's name. Two hosts of one name must never be taken for
-// each other, so the names must be equal to the letter.
+// each other, so the names must be equal to the letter. Processes of past boots are
+// its too: whoever watches for them learns at once that they are dead.
 type place struct {
 	Hosts []string `json:"hosts"`
-	Boot  string   `json:"boot"` // boot id, slash, pid namespace
+	Boot  string   `json:"boot"`           // boot id, slash, pid namespace
+	Past  []string `json:"past,omitempty"` // boot ids of the same machine that are over
 }
 
 // thisPlace is where this program runs.
@@ -54,7 +56,13 @@ func (p place) has(q fsm.Process) bool {
 		return slices.Contains(p.Hosts, q.Host)
 	}
 	own, _, _ := strings.Cut(p.Boot, "/")
-	return q.Boot == p.Boot || q.Boot == own
+	return q.Boot == p.Boot || q.Boot == own || p.outlived(q)
+}
+
+// outlived reports whether a process is of a boot that is over.
+func (p place) outlived(q fsm.Process) bool {
+	boot, _, _ := strings.Cut(q.Boot, "/")
+	return boot != "" && slices.Contains(p.Past, boot)
 }
 
 // keys are what an agent's processes are found by; see placeKey.
@@ -62,6 +70,9 @@ func (p place) keys() []string {
 	keys := slices.Clone(p.Hosts)
 	if own, _, _ := strings.Cut(p.Boot, "/"); own != "" {
 		keys = append(keys, "/"+own)
+	}
+	for _, boot := range p.Past {
+		keys = append(keys, "/"+boot)
 	}
 	slices.Sort(keys)
 	return slices.Compact(keys)
@@ -120,6 +131,11 @@ func (n *Node) openLiveness() error {
 	if n.cfg.Processes == nil {
 		return nil
 	}
+	past, err := n.pastBoots()
+	if err != nil {
+		return err
+	}
+	l.place.Past = past
 	warn := func(err error) { n.log.Warn("processes are watched less well than they should be", "error", err) }
 	procs, err := n.cfg.Processes(l.died, warn)
 	if err != nil {
@@ -275,6 +291,9 @@ func (l *liveness) ward(key pidprobe.Process, p fsm.Process) *ward {
 		if err := l.procs.Watch(key); err != nil {
 			l.node.log.Warn("process not watched", "process", key, "error", err)
 		}
+	}
+	if w.process.Boot != p.Boot {
+		w.process.Boot = "" // named with its pid namespace and without: the report is to match both
 	}
 	return w
 }
