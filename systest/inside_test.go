@@ -27,7 +27,7 @@ func inside(t *testing.T, namespaces uintptr) bool {
 		return true
 	}
 	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
-	c := exec.CommandContext(limited(t, 5*time.Minute), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout=5m")
+	c := exec.CommandContext(limited(t, 2*time.Minute), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout=100s")
 	c.Env = append(os.Environ(), insideEnv+"="+t.Name(), programsEnv+"="+filepath.Dir(lockerd))
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()

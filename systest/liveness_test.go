@@ -40,9 +40,11 @@ func TestAStoppedHolderKeepsItsLock(t *testing.T) {
 	}
 	f := start(t, farm.Options{Servers: 3})
 	sh := startLockersh(t, f.Nodes[0], "one", "cat")
-	owner := sh.awaitLock(t, f.Nodes[0], "one")
+	owner, pid := sh.awaitLock(t, f.Nodes[0], "one")
 	waiter := queued(t, f.Nodes[1].Client(), "next", "one", owner)
+	// lockersh and its command: one of them is the holder.
 	must(t, sh.Process.Signal(syscall.SIGSTOP))
+	must(t, syscall.Kill(pid, syscall.SIGSTOP))
 	over, tick := time.After(long), time.NewTicker(lookEvery)
 	defer tick.Stop()
 	tries := 0
@@ -56,6 +58,7 @@ func TestAStoppedHolderKeepsItsLock(t *testing.T) {
 	}
 	t.Logf("stopped for %v, refused to others %d times", long, tries)
 	waiter.silent(t, "next")
+	must(t, syscall.Kill(pid, syscall.SIGCONT))
 	must(t, sh.Process.Signal(syscall.SIGCONT))
 	heldBy(t, f.Nodes[2].Client(), "one", owner)
 	sh.finish(t)
@@ -142,7 +145,7 @@ func strand(t *testing.T, n *farm.Node) *stranded {
 	s.living.hold(t, n.Client(), s.name("living"), s.name("living"))
 	s.dying.hold(t, n.Client(), s.name("dying"), s.name("dying"))
 	s.command = startLockersh(t, n, s.name("command"), "cat")
-	s.owner = s.command.awaitLock(t, n, s.name("command"))
+	s.owner, _ = s.command.awaitLock(t, n, s.name("command"))
 	return s
 }
 

@@ -1,6 +1,7 @@
 package systest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -42,14 +43,23 @@ func TestAReusedNumberIsAnotherProcess(t *testing.T) {
 			at := n.Client()
 
 			sh := startLockersh(t, n, "one", "sleep", "1000")
-			first := sh.Process.Pid
-			owner := sh.awaitLock(t, n, "one")
+			owner, first := sh.awaitLock(t, n, "one")
 			second := connect(t, at)
 			waiter := queued(t, at, "next", "one", owner)
 			if c.away != nil {
 				c.away(t, f)
 			}
 			sh.kill()
+			if first != sh.Process.Pid {
+				// The command, which the kernel ends with lockersh, is ours to bury now.
+				await(t, granted, "the command to end with its lockersh", func() error {
+					got, err := syscall.Wait4(first, nil, syscall.WNOHANG, nil)
+					if err == nil && got != first {
+						err = errors.New("it lives")
+					}
+					return err
+				})
+			}
 			other := numbered(t, n, first)
 			if c.name == "while the node is down" {
 				// Of the first it knows the start time only.
