@@ -235,7 +235,7 @@ func TestParentKilled(t *testing.T) {
 func TestProcessGoneBefore(t *testing.T) {
 	p := sleeper(t)
 	end(p)
-	cmd := command(t, "--pid", pidOf(p), "sleep 1000")
+	cmd := command(t, "--pid", pidOf(p), "exec sleep 1000")
 	_ = cmd.Run()
 	if got := status(cmd); got != 129 {
 		t.Errorf("exit %d, want 129", got)
