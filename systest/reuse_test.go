@@ -56,6 +56,9 @@ func TestAReusedNumberIsAnotherProcess(t *testing.T) {
 				// The command is ours to bury now.
 				await(t, granted, "the command to end", func() error {
 					got, err := syscall.Wait4(first, nil, syscall.WNOHANG, nil)
+					if err == syscall.ECHILD {
+						return nil // lockersh has done it
+					}
 					if err == nil && got != first {
 						err = errors.New("it lives")
 					}
