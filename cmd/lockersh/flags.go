@@ -51,7 +51,8 @@ and ignore case; --no-NAME undoes one that has no value. SECONDS may have a
 fraction, or a unit as in 90s, 5m, 2h. Options end at the first other word.
 
 The command finds LOCKER_LOCK (the lock it has; several with colons between)
-and LOCKER_FENCE (the fencing token, which only grows) in its environment.
+and LOCKER_FENCE (the fencing token, which only grows) in its environment. By
+LOCKER_ID, and by a connection that it inherits, its descendants are known.
 
 Environment:
   IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
@@ -146,7 +147,7 @@ func flags(r *raw) *pflag.FlagSet {
 	fs.BoolVar(&r.try, "try", false, "do not wait: status 75 if the lock is busy")
 	fs.Var(&r.timeout, "timeout", "wait for the lock no longer than this: status 75; 0 waits for ever")
 	fs.Var(&r.hold, "hold", "lose the lock after it was held for so long; 0 is no limit")
-	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as this process lives")
+	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as the command lives")
 	r.onLost = onLostDefault
 	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
 	r.grace = seconds(graceDefault)
