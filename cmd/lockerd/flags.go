@@ -42,7 +42,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.port, "port", "", "`port` to serve clients on, a number or a service name (default $IPCLOCKER_PORT, the service lockerd, or 1751)")
 	fs.StringVar(&o.path, "path", "", "serve clients on this UNIX `socket` instead of a port")
 	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does, and on which to ask theirs: a number, a service name, or 0 for neither (default the service pidstatd, or 1752)")
-	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd)")
+	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd; with --agent the same and -agent, for a few lines about where it ran)")
 	fs.StringVar(&o.name, "name", "", "`name` of the node, its own in the cluster (default the host's name)")
 	fs.BoolVar(&o.agent, "agent", false, "serve clients without a vote and without a log, through the servers of --join")
 	fs.IntVar(&o.expect, "bootstrap-expect", 0, "found a cluster as soon as this `number` of servers has met; 1 without --join")
@@ -142,6 +142,9 @@ func (o *options) complete(getenv func(string) string) error {
 	}
 	if o.dataDir == "" {
 		o.dataDir = stateDir(os.Geteuid(), getenv)
+		if o.agent && o.dataDir != "" {
+			o.dataDir += "-agent" // a server may be on the same host
+		}
 	}
 	return nil
 }
