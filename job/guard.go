@@ -27,10 +27,16 @@ import (
 //	done            the end, without harm to anybody
 //
 // At the deadline, or when the socket closes without "done", it kills the command
-// and all its descendants, again and again until there are none.
+// and all its descendants, again and again until there are none. While we exist,
+// running or not, that is whatever is below us in the process table; afterwards,
+// what kin finds.
+//
+// Until then it has the inherited file open, and so have we: for whom that file
+// means that something lives, the command is not dead before the last of it is.
 type Guard struct {
 	mu   sync.Mutex
 	file *os.File
+	kept *os.File // a copy of the inherited file, nil without
 	gone chan struct{}
 }
 
@@ -60,15 +66,28 @@ func StartGuard(id, title string) (*Guard, error) {
 // Gone is closed when the guard has ended.
 func (g *Guard) Gone() <-chan struct{} { return g.gone }
 
-// Watch names the command's process, and the file that it inherits if not nil.
+// Watch names the command's process, and the file that it inherits if not nil, of
+// which copies stay open until Dismiss. It is called once.
 func (g *Guard) Watch(pid int, inherited *os.File) error {
 	text := "root " + strconv.Itoa(pid) + "\n"
-	if inherited != nil {
-		if link := fileLink(inherited); link != "" {
-			text = "file " + link + "\n" + text
-		}
+	if inherited == nil {
+		return g.say(text)
 	}
-	return g.say(text)
+	if link := fileLink(inherited); link != "" {
+		text = "file " + link + "\n" + text
+	}
+	fd, err := unix.FcntlInt(inherited.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep what the command inherits: %w", err)
+	}
+	g.mu.Lock()
+	g.kept = os.NewFile(uintptr(fd), inherited.Name())
+	err = unix.Sendmsg(int(g.file.Fd()), []byte(text), unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+	g.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("tell the guard: %w", err)
+	}
+	return nil
 }
 
 // Extend moves the deadline, a time on CLOCK_BOOTTIME.
@@ -76,7 +95,7 @@ func (g *Guard) Extend(until time.Duration) error {
 	return g.say("until " + strconv.FormatInt(int64(until), 10) + "\n")
 }
 
-// Dismiss ends the guard.
+// Dismiss ends the guard. It may be called again.
 func (g *Guard) Dismiss() {
 	if g.say("done\n") == nil {
 		select {
@@ -85,6 +104,11 @@ func (g *Guard) Dismiss() {
 		}
 	}
 	_ = g.file.Close()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept != nil {
+		_ = g.kept.Close()
+	}
 }
 
 // Strike has the guard do its work at once, and waits for it.
@@ -121,7 +145,8 @@ func guardMain(sock int, id string) int {
 		return 1
 	}
 	in, alarm := os.NewFile(uintptr(sock), "socket"), os.NewFile(uintptr(timer), "timer")
-	k := &kin{fd: -1, mark: id}
+	k := &kin{fd: -1, mark: id, master: -1}
+	k.serve(sock)
 	over := make(chan bool, 2) // whether it ended well
 	go func() {
 		var ticks [8]byte
@@ -141,9 +166,57 @@ func guardMain(sock int, id string) int {
 	return 0
 }
 
+// serve finds out who the guarded program is: it has made the socket (SO_PEERCRED,
+// unix(7)), and its end is still open after its number was looked up.
+func (k *kin) serve(sock int) {
+	peer, err := unix.GetsockoptUcred(sock, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return
+	}
+	fd, err := unix.PidfdOpen(int(peer.Pid), 0)
+	if err != nil {
+		return
+	}
+	state := []unix.PollFd{{Fd: int32(sock)}}
+	if _, err := unix.Poll(state, 0); err != nil || state[0].Revents&unix.POLLHUP != 0 {
+		_ = unix.Close(fd)
+		return
+	}
+	k.master, k.masterPID = fd, int(peer.Pid)
+}
+
+// messages reads a socket and keeps the descriptors that come over it.
+type messages struct{ syscall.RawConn }
+
+func (m messages) Read(p []byte) (n int, err error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	wait := m.RawConn.Read(func(fd uintptr) bool {
+		for {
+			// What comes is left open, as long as this process lives.
+			n, _, _, _, err = unix.Recvmsg(int(fd), p, oob, unix.MSG_CMSG_CLOEXEC)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case wait != nil:
+		return 0, wait
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
 // listen follows what the guarded program says, and returns whether it ended well.
-func (k *kin) listen(in io.Reader, timer int, mu *sync.Mutex) bool {
-	lines := bufio.NewScanner(in)
+func (k *kin) listen(in *os.File, timer int, mu *sync.Mutex) bool {
+	conn, err := in.SyscallConn()
+	if err != nil {
+		return false
+	}
+	lines := bufio.NewScanner(messages{conn})
 	lines.Buffer(nil, maxGuardLine)
 	for lines.Scan() {
 		word, rest, _ := strings.Cut(lines.Text(), " ")

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +16,12 @@ import (
 // inherit: they are below it in the process table, have its mark in their
 // environment, or one of its files open. Only a process that has cut all three
 // ties is not found: a daemon with an environment of its own and no descriptors.
+// For as long as the program exists that runs the command, as a subreaper, and
+// that is known, everything is found.
 type kin struct {
+	master    int // pidfd of that program, -1 if it is not known; it is not found itself
+	masterPID int
+
 	root int    // process number of the command
 	fd   int    // pidfd of the command, by which it is known whether root is still it
 	mark string // as the environment has it: part of the value of markName
@@ -26,14 +32,42 @@ type kin struct {
 // is part of, with commas between.
 const markName = "LOCKER_ID"
 
-// find lists them, the parents first as far as they are below root.
-func (k *kin) find() []process {
+// A look can miss a process that is just executing a program, when its environment
+// cannot be seen, and one that was forked after the look had begun by one that has
+// gone before it was looked at. That they are none takes looks looks in a row.
+const (
+	looks     = 3
+	lookPause = 2 * time.Millisecond
+)
+
+// find lists them.
+func (k *kin) find() (found []process) {
+	for i := range looks {
+		if i > 0 {
+			time.Sleep(lookPause)
+		}
+		if found = k.look(); len(found) > 0 {
+			break
+		}
+	}
+	return found
+}
+
+func (k *kin) look() []process {
 	var found []process
 	seen := map[int]bool{os.Getpid(): true}
 	add := func(p process) {
 		if !seen[p.pid] {
 			seen[p.pid] = true
 			found = append(found, p)
+		}
+	}
+	if !exited(k.master) {
+		seen[k.masterPID] = true
+		if all := below(k.masterPID); !exited(k.master) {
+			for _, p := range all {
+				add(p)
+			}
 		}
 	}
 	if k.root > 0 && !exited(k.fd) {
@@ -96,12 +130,13 @@ func (k *kin) opened(pid int) bool {
 	return false
 }
 
-// signal signals all of them and returns how many there were. Each is held by a
+// signal signals all of them and returns how many were found. Each is held by a
 // descriptor before the first is signalled: the death of a parent changes what its
 // children are known by.
 func (k *kin) signal(s syscall.Signal) int {
 	var fds []int
-	for _, p := range k.find() {
+	found := k.find()
+	for _, p := range found {
 		fd, err := unix.PidfdOpen(p.pid, 0)
 		if err != nil {
 			continue
@@ -118,7 +153,8 @@ func (k *kin) signal(s syscall.Signal) int {
 		_ = unix.PidfdSendSignal(fd, s, nil, 0)
 		_ = unix.Close(fd)
 	}
-	return len(fds)
+	// Who has changed parents meanwhile is one of them still, for the next round.
+	return len(found)
 }
 
 // exited says whether the process of a pidfd has ended. Without one it counts so.
