@@ -80,8 +80,8 @@ func (l *liveness) lift(f fsm.Fence, a *anchor) {
 		return
 	}
 	delete(l.anchors, f)
-	if key, ok := l.fences[f]; ok {
-		l.report(key, l.wards[key])
+	if w := l.fences[f]; w != nil {
+		l.report(w)
 	}
 }
 

@@ -99,8 +99,12 @@ func (n *Node) seen(t testing.TB, p fsm.Process) {
 	must(t, waitUntil("death of "+strconv.Itoa(int(p.PID))+" at "+n.Name(), func() bool {
 		n.liveness.mu.Lock()
 		defer n.liveness.mu.Unlock()
-		w := n.liveness.wards[probed(p)]
-		return w != nil && w.dead
+		for w := range n.liveness.dead {
+			if w.is(p) {
+				return true
+			}
+		}
+		return false
 	}))
 }
 
