@@ -18,11 +18,12 @@ type Claim struct {
 	attach    bool        // made by Attach: the hold is not ours to undo
 	ask       fsm.Ask     // the request's number of late; it changes when the node joins anew
 	notify    func(fsm.Event)
-	news      []fsm.Event // came before the answer
-	fence     fsm.Fence   // not zero while held, so far as we know
-	renewed   bool        // ask is of a Renew, which the table does not withdraw a hold by
-	ended     bool        // no news is wanted any more
-	cancelled bool        // and nothing is to remain
+	news      []fsm.Event   // came before the answer
+	fence     fsm.Fence     // not zero while held, so far as we know
+	renewed   bool          // ask is of a Renew, which the table does not withdraw a hold by
+	ended     bool          // no news is wanted any more
+	cancelled bool          // and nothing is to remain
+	undone    chan struct{} // closed when the cluster has seen to that; nil while it is not asked to
 }
 
 // Acquire asks for locks. The result is Granted, Queued, Busy or Refused. After
@@ -82,6 +83,23 @@ func (c *Claim) Cancel() {
 	l.number()
 }
 
+// Withdraw is Cancel that waits until the cluster has done it, or ctx ends. Where the
+// request is about to be made anew, it is only then that it can be undone, and
+// Withdraw does not wait.
+func (c *Claim) Withdraw(ctx context.Context) {
+	c.Cancel()
+	c.ledger.mu.Lock()
+	undone := c.undone
+	c.ledger.mu.Unlock()
+	if undone == nil {
+		return
+	}
+	select {
+	case <-undone:
+	case <-ctx.Done():
+	}
+}
+
 // asking reports whether the claim's next request waits for a number.
 func (c *Claim) asking() bool {
 	for _, e := range c.ledger.early {
@@ -94,7 +112,9 @@ func (c *Claim) asking() bool {
 
 // undo sees to it that nothing remains of what a claim has got.
 func (l *ledger) undo(c *Claim) {
-	undo := &call{command: fsm.Withdraw{Ask: c.ask}}
+	undone := make(chan struct{})
+	c.undone = undone
+	undo := &call{command: fsm.Withdraw{Ask: c.ask}, finish: func(fsm.Ask, fsm.Result) { close(undone) }}
 	if c.renewed {
 		undo.command = fsm.Release{Owner: c.request.Owner, ID: c.request.ID, Fence: c.fence}
 	}

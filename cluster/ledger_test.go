@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -340,6 +341,27 @@ func TestCancel(t *testing.T) {
 			lt.heard("afterwards")
 		})
 	}
+	t.Run("and is waited for", func(t *testing.T) {
+		lt := newLedgerTest(t)
+		lt.acquire()
+		lt.answer(7, 1, resQueued)
+		lt.route.take()
+		limited, end := context.WithCancel(t.Context())
+		end()
+		lt.claim.Withdraw(limited)
+		lt.want("given up", undo)
+		over := make(chan struct{})
+		go func() { defer close(over); lt.claim.Withdraw(t.Context()) }()
+		select {
+		case <-over:
+			t.Error("not waited for the cluster's answer")
+		case <-time.After(20 * time.Millisecond):
+		}
+		lt.answer(7, 2, resDone)
+		<-over
+		lt.claim.Withdraw(t.Context())
+		lt.want("in the end")
+	})
 	t.Run("when refused by a leader that did not see the first copy", func(t *testing.T) {
 		lt := newLedgerTest(t)
 		lt.acquire()

@@ -36,6 +36,7 @@ type sessionNode interface {
 // from notify.
 type sessionClaim interface {
 	Cancel()
+	Withdraw(ctx context.Context)
 	Forget()
 }
 

@@ -1,9 +1,13 @@
 package cluster
 
 import (
+	"bufio"
+	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockerd/lockerd/fsm"
 )
@@ -66,5 +70,41 @@ func TestWireOverCluster(t *testing.T) {
 				must(t, err)
 			}
 		})
+	}
+}
+
+// TestCancelIsAnsweredWhenItIsDone: who has been told that a LOCK is cancelled finds
+// it in no queue, at whatever node.
+func TestCancelIsAnsweredWhenItIsDone(t *testing.T) {
+	f := newFarm(t, 3)
+	f.leader()
+	addrs := f.clientPorts()
+	if res := f.nodes[0].mustAcquire(t, fsm.Acquire{Owner: "amy", Locks: []string{"a"}}, func(fsm.Event) {}); res.Code != fsm.Granted {
+		t.Fatalf("%+v", res)
+	}
+	for i := range 12 {
+		conn, err := net.Dial("tcp", addrs[i%3])
+		must(t, err)
+		defer conn.Close()
+		in := bufio.NewReader(conn)
+		until := func(want string) {
+			t.Helper()
+			must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+			for line := ""; !strings.HasPrefix(line, want); {
+				line, err = in.ReadString('\n')
+				must(t, err)
+			}
+		}
+		_, err = io.WriteString(conn, "proto 2\nuser bob\nlocks a\nblock 1\nLOCK\n\n")
+		must(t, err)
+		until("print_waiting")
+		_, err = io.WriteString(conn, "CANCEL\n\n")
+		must(t, err)
+		until("error cancelled")
+		for _, n := range f.nodes {
+			if q := (tableOf{t, n}).queueLen("a"); q != 0 {
+				t.Fatalf("try %d: %d in the queue, by %s", i, q, n.Name())
+			}
+		}
 	}
 }

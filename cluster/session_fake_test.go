@@ -58,6 +58,8 @@ func (c *fakeClaim) Cancel() {
 	}
 }
 
+func (c *fakeClaim) Withdraw(context.Context) { c.Cancel() }
+
 func (c *fakeClaim) Forget() {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()

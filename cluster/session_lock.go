@@ -20,6 +20,11 @@ import (
 // takes to commit.
 const slowLock = time.Second
 
+// cancelWait is how long the answer to CANCEL may wait for the cluster: who has it
+// finds nothing of the request in the table any more, as a rule. Clients wait a
+// second for it.
+const cancelWait = 750 * time.Millisecond
+
 // Why a LOCK ends without a grant.
 var (
 	errHungUp     = errors.New("the client has hung up")
@@ -105,11 +110,22 @@ func (s *session) acquire(h *sessionHold) (fsm.Result, error) {
 		return res, err
 	}
 	h.claim = claim
-	if errors.Is(cause, errHungUp) || errors.Is(cause, errCancelled) {
+	switch {
+	case errors.Is(cause, errHungUp):
 		claim.Cancel()
+		return res, cause
+	case errors.Is(cause, errCancelled):
+		s.withdraw(claim)
 		return res, cause
 	}
 	return res, nil
+}
+
+// withdraw undoes a request because its client has said CANCEL.
+func (s *session) withdraw(c sessionClaim) {
+	ctx, cancel := context.WithTimeout(s.ctx, cancelWait)
+	defer cancel()
+	c.Withdraw(ctx)
 }
 
 // watch reads ahead until the request is answered, and gives it up when the
@@ -185,7 +201,7 @@ func (s *session) await(h *sessionHold) bool {
 			return s.refuse(tooSlow(h))
 		}
 		if s.proto >= 2 && s.in.TakeCancel() {
-			h.claim.Cancel()
+			s.withdraw(h.claim)
 			return s.refuse(errCancelled)
 		}
 		err := s.in.Fill()
