@@ -18,7 +18,7 @@ func Watch(pid int, id string) (*Foreign, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch process %d: %w", pid, err)
 	}
-	return &Foreign{kin{root: pid, fd: fd, mark: id, master: -1}}, nil
+	return &Foreign{kin: kin{root: pid, fd: fd, mark: id, master: -1}}, nil
 }
 
 // Ended returns a channel that is closed when the process has ended.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 // inherit: they are below it in the process table, have its mark in their
 // environment, or one of its files open. Only a process that has cut all three
 // ties is not found: a daemon with an environment of its own and no descriptors.
+// But who has been signalled is not lost any more.
+//
 // For as long as the program exists that runs the command, as a subreaper, and
 // that is known, everything is found.
 type kin struct {
@@ -26,6 +29,9 @@ type kin struct {
 	fd   int    // pidfd of the command, by which it is known whether root is still it
 	mark string // as the environment has it: part of the value of markName
 	file string // the text of the link in /proc/PID/fd, empty if there is none
+
+	mu   sync.Mutex
+	held map[int]int // pidfds of those that were signalled, until they have ended, by number
 }
 
 // markName is the variable that carries marks: those of all the jobs that a process
@@ -34,66 +40,106 @@ const markName = "LOCKER_ID"
 
 // A look can miss a process that is just executing a program, when its environment
 // cannot be seen, and one that was forked after the look had begun by one that has
-// gone before it was looked at. That they are none takes looks looks in a row.
+// gone before it was looked at. So what is new is looked at as long as there is any,
+// up to maxPasses times, and that there are none takes looks looks in a row.
 const (
 	looks     = 3
 	lookPause = 2 * time.Millisecond
+	maxPasses = 30
 )
 
 // find lists them.
-func (k *kin) find() (found []process) {
+func (k *kin) find() []process { return k.search(false) }
+
+// search is find. With freeze it stops those that are not known by their parents, so
+// that they cannot fork and go before they are killed.
+func (k *kin) search(freeze bool) []process {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.locked(freeze)
+}
+
+func (k *kin) locked(freeze bool) (found []process) {
 	for i := range looks {
 		if i > 0 {
 			time.Sleep(lookPause)
 		}
-		if found = k.look(); len(found) > 0 {
+		if found = k.look(freeze); len(found) > 0 {
 			break
 		}
 	}
 	return found
 }
 
-func (k *kin) look() []process {
-	var found []process
+func (k *kin) look(freeze bool) (found []process) {
 	seen := map[int]bool{os.Getpid(): true}
-	add := func(p process) {
-		if !seen[p.pid] {
-			seen[p.pid] = true
-			found = append(found, p)
+	add := func(list ...process) {
+		for _, p := range list {
+			if !seen[p.pid] {
+				seen[p.pid] = true
+				found = append(found, p)
+			}
 		}
 	}
 	if !exited(k.master) {
 		seen[k.masterPID] = true
 		if all := below(k.masterPID); !exited(k.master) {
-			for _, p := range all {
-				add(p)
-			}
+			add(all...)
 		}
 	}
 	if k.root > 0 && !exited(k.fd) {
 		if p, ok := readProcess(k.root); ok && !exited(k.fd) {
 			add(p)
-			for _, p := range below(k.root) {
-				add(p)
-			}
+			add(below(k.root)...)
 		}
 	}
-	names, err := processNumbers()
-	if err != nil {
-		return found
-	}
-	for _, pid := range names {
-		if seen[pid] || !k.marked(pid) && !k.opened(pid) {
-			continue
-		}
-		if p, ok := readProcess(pid); ok {
+	// They may have lost what they were known by.
+	for pid, fd := range k.held {
+		if p, ok := readProcess(pid); ok && !exited(fd) {
 			add(p)
-			for _, p := range below(pid) {
-				add(p)
+			add(below(pid)...)
+		} else if exited(fd) {
+			_ = unix.Close(fd)
+			delete(k.held, pid)
+		}
+	}
+	for fresh, passes := true, 0; fresh && passes < maxPasses; passes++ {
+		fresh = false
+		numbers, err := processNumbers()
+		if err != nil {
+			break
+		}
+		for _, pid := range numbers {
+			if seen[pid] {
+				continue
 			}
+			fresh = true
+			if k.tied(pid) {
+				if freeze {
+					k.freeze(pid)
+				}
+				if p, ok := readProcess(pid); ok {
+					add(p)
+					add(below(pid)...)
+				}
+			}
+			seen[pid] = true
 		}
 	}
 	return found
+}
+
+func (k *kin) tied(pid int) bool { return k.marked(pid) || k.opened(pid) }
+
+func (k *kin) freeze(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if k.tied(pid) { // still, and not another one of that number
+		_ = unix.PidfdSendSignal(fd, syscall.SIGSTOP, nil, 0)
+	}
 }
 
 func (k *kin) marked(pid int) bool {
@@ -131,30 +177,43 @@ func (k *kin) opened(pid int) bool {
 }
 
 // signal signals all of them and returns how many were found. Each is held by a
-// descriptor before the first is signalled: the death of a parent changes what its
-// children are known by.
+// descriptor before the first is signalled, and until it has ended: the death of a
+// parent changes what its children are known by.
 func (k *kin) signal(s syscall.Signal) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	found := k.locked(s == syscall.SIGKILL)
 	var fds []int
-	found := k.find()
 	for _, p := range found {
-		fd, err := unix.PidfdOpen(p.pid, 0)
-		if err != nil {
-			continue
-		}
-		// The number may have got another owner: look again, behind the descriptor.
-		now, ok := readProcess(p.pid)
-		if ok && (now.parent == p.parent || k.marked(p.pid) || k.opened(p.pid)) {
+		if fd, ok := k.hold(p); ok {
 			fds = append(fds, fd)
-			continue
 		}
-		_ = unix.Close(fd)
 	}
 	for _, fd := range fds {
 		_ = unix.PidfdSendSignal(fd, s, nil, 0)
-		_ = unix.Close(fd)
 	}
 	// Who has changed parents meanwhile is one of them still, for the next round.
 	return len(found)
+}
+
+func (k *kin) hold(p process) (fd int, ok bool) {
+	if fd, ok := k.held[p.pid]; ok {
+		return fd, true
+	}
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return -1, false
+	}
+	// The number may have got another owner: look again, behind the descriptor.
+	if now, ok := readProcess(p.pid); !ok || now.parent != p.parent && !k.tied(p.pid) {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	if k.held == nil {
+		k.held = make(map[int]int)
+	}
+	k.held[p.pid] = fd
+	return fd, true
 }
 
 // exited says whether the process of a pidfd has ended. Without one it counts so.
