@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // The head of a bbolt file: two pages, each with a header of 16 bytes and a meta
@@ -24,29 +23,40 @@ const (
 	boltMaxPage    = 64 << 10
 )
 
-// soundBolt reads a bbolt file from end to end. bbolt does so itself when it opens
-// the file for writing, but on a goroutine of its own, where damage is a panic that
-// nobody can catch; here the caller can. A file that is in use is sound.
-func soundBolt(path string) error {
+// boltLogs is the bucket of raft-boltdb that holds the log: index to entry.
+const boltLogs = "logs"
+
+// boltWait is how long a file that somebody else has open is waited for.
+const boltWait = time.Second
+
+// soundBolt reads a bbolt file from end to end, and says which log entries it holds.
+// bbolt does so itself when it opens the file for writing, but on a goroutine of its
+// own, where damage is a panic that nobody can catch; here the caller can.
+func soundBolt(path string) (logSpans, error) {
 	if err := wholeBolt(path); err != nil {
-		return err
+		return nil, err
 	}
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-		return nil // it is about to be made
+		return nil, nil // it is about to be made
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Millisecond})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout), errors.Is(err, fs.ErrPermission):
-		return nil // opening it for writing will say so
-	case err != nil:
-		return err
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: boltWait})
+	if err != nil {
+		return nil, err
 	}
 	defer func() { _ = db.Close() }()
-	return db.View(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			return b.ForEach(func(_, _ []byte) error { return nil })
+	var spans logSpans
+	err = db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+			isLog := string(name) == boltLogs
+			return b.ForEach(func(key, _ []byte) error {
+				if isLog {
+					return spans.note(key)
+				}
+				return nil
+			})
 		})
 	})
+	return spans, err
 }
 
 // wholeBolt checks that a bbolt file is as long as it says it is. bbolt maps the

@@ -68,10 +68,11 @@ func (n *Node) openRaft() error {
 	n.trans = voteTransport{raft.NewNetworkTransportWithConfig(net), n.ctx}
 	notify := make(chan bool, 16)
 	conf := n.raftConfig(notify)
-	if err := n.bootstrap(conf, stores, cache); err != nil {
+	log := followingLog{cache}
+	if err := n.bootstrap(conf, stores, log); err != nil {
 		return errors.Join(err, n.trans.Close())
 	}
-	r, err := raft.NewRaft(conf, n.replica, cache, n.disk, stores.Snapshot, n.trans)
+	r, err := raft.NewRaft(conf, n.replica, log, n.disk, stores.Snapshot, n.trans)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft in %s: %w", n.cfg.DataDir, err), n.trans.Close())
 	}

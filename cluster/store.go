@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -23,6 +22,7 @@ const (
 	identityFile    = "node.json"
 	agentFile       = "agent.json"
 	logFile         = "raft.db"
+	snapshotDir     = "snapshots" // the name is Raft's
 	identityVersion = 1
 
 	snapshotsRetained = 3
@@ -176,56 +176,50 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 			err = damagedLog(path, fmt.Errorf("%v", p))
 		}
 	}()
-	if err := soundBolt(path); err != nil {
-		return nil, nil, damagedLog(path, err)
+	spans, err := soundBolt(path)
+	if err != nil {
+		return nil, nil, unopened(path, err)
 	}
 	bolt, err := raftboltdb.New(raftboltdb.Options{
 		Path: path,
 		// A free list that is not written saves a page per commit, and the map
 		// form keeps its cost flat on old, large files.
 		BoltOptions: &bbolt.Options{
-			Timeout:        time.Second,
+			Timeout:        boltWait,
 			NoFreelistSync: true,
 			FreelistType:   bbolt.FreelistMapType,
 		},
 		MsgpackUseNewTimeFormat: true,
 	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, nil, fmt.Errorf("%s is in use by another lockerd: stop that one, or give another --data-dir", dir)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, nil, fmt.Errorf("open log: %w (give a --data-dir this user can write)", err)
-	case err != nil:
-		return nil, nil, damagedLog(path, err)
+	if err != nil {
+		return nil, nil, unopened(path, err)
 	}
-	if err := readable(bolt); err != nil {
+	if err := spans.readable(bolt); err != nil {
 		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
 	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsRetained, log.Named("snapshot"))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("open snapshots: %w", err), bolt.Close())
 	}
+	start, err := startIndex(snaps)
+	if err != nil {
+		return nil, nil, errors.Join(damagedLog(filepath.Join(dir, snapshotDir), err), bolt.Close())
+	}
+	if err := spans.whole(start); err != nil {
+		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
+	}
 	return &Stores{Log: bolt, Stable: bolt, Snapshot: snaps, ID: id}, bolt.Close, nil
 }
 
-// readable reads the ends of the log, which is what Raft does first: damage there
-// would otherwise surface as a crash of a goroutine nobody can guard.
-func readable(log raft.LogStore) error {
-	first, err := log.FirstIndex()
-	if err != nil {
-		return err
+// unopened says why the log at path cannot be opened.
+func unopened(path string, err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("%s is in use by another lockerd: stop that one, or give another --data-dir", filepath.Dir(path))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("open log: %w (give a --data-dir this user can write)", err)
 	}
-	last, err := log.LastIndex()
-	if err != nil {
-		return err
-	}
-	var l raft.Log
-	for i := first; i <= last && i != 0; i++ {
-		if err := log.GetLog(i, &l); err != nil {
-			return fmt.Errorf("entry %d: %w", i, err)
-		}
-	}
-	return nil
+	return damagedLog(path, err)
 }
 
 func damagedLog(path string, err error) error {
