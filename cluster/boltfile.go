@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,8 +24,11 @@ const (
 	boltMaxPage    = 64 << 10
 )
 
-// boltLogs is the bucket of raft-boltdb that holds the log: index to entry.
-const boltLogs = "logs"
+// The buckets of raft-boltdb: the log, index to entry, and what Raft keeps besides.
+const (
+	boltLogs   = "logs"
+	boltStable = "conf"
+)
 
 // boltWait is how long a file that somebody else has open is waited for.
 const boltWait = time.Second
@@ -45,17 +49,27 @@ func soundBolt(path string) (logSpans, error) {
 	}
 	defer func() { _ = db.Close() }()
 	var spans logSpans
+	buckets := 0
 	err = db.View(func(tx *bbolt.Tx) error {
 		return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
-			isLog := string(name) == boltLogs
-			return b.ForEach(func(key, _ []byte) error {
-				if isLog {
-					return spans.note(key)
-				}
-				return nil
-			})
+			buckets++
+			switch string(name) {
+			case boltLogs:
+				return b.ForEach(func(key, _ []byte) error { return spans.note(key) })
+			case boltStable:
+				return b.ForEach(func(key, _ []byte) error {
+					if !slices.Contains(stableKeys, string(key)) {
+						return fmt.Errorf("a key %q that Raft knows nothing of", key)
+					}
+					return nil
+				})
+			}
+			return fmt.Errorf("a bucket %q that is none of Raft's", name)
 		})
 	})
+	if err == nil && buckets == 1 {
+		err = errors.New("one of Raft's two buckets is gone") // they are made at once
+	}
 	return spans, err
 }
 

@@ -65,6 +65,10 @@ func (d *guardedDisk) check(what string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if damaged := (*damage)(nil); errors.As(err, &damaged) {
+		d.fail(fmt.Errorf("%w: %w", ErrDisk, damaged))
+		select {}
+	}
 	d.fail(fmt.Errorf("%w: %s: %w (the node stops: check the disk, then start it again)", ErrDisk, what, err))
 	select {}
 }

@@ -173,9 +173,12 @@ func TestForeignAndDamagedDataDirectories(t *testing.T) {
 		{"newer identity", func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":99,"id":"x"}`), 0o600)
 		}, "upgrade this node"},
+		{"older identity", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":1,"id":"x"}`), 0o600)
+		}, "written by an older lockerd"},
 		{"garbage for a log", func(dir string) error {
 			return errors.Join(
-				os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":1,"id":"x"}`), 0o600),
+				os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":2,"id":"x"}`), 0o600),
 				os.WriteFile(filepath.Join(dir, logFile), []byte(strings.Repeat("garbage ", 4096)), 0o600))
 		}, "is damaged"},
 	}

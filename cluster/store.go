@@ -23,7 +23,7 @@ const (
 	agentFile       = "agent.json"
 	logFile         = "raft.db"
 	snapshotDir     = "snapshots" // the name is Raft's
-	identityVersion = 1
+	identityVersion = 2           // 1 was before the log had checksums
 
 	snapshotsRetained = 3
 	logCacheEntries   = 512
@@ -75,6 +75,9 @@ func openIdentity(dir string) (*identity, error) {
 	}
 	if id.Version > identityVersion {
 		return nil, fmt.Errorf("%s was written by a newer lockerd (format %d, this one knows %d): upgrade this node", path, id.Version, identityVersion)
+	}
+	if id.Version < identityVersion {
+		return nil, fmt.Errorf("%s was written by an older lockerd, whose log has no checksums (format %d, this one needs %d): move %s away and let the node join as a new one", path, id.Version, identityVersion, dir)
 	}
 	return id, nil
 }
@@ -194,7 +197,8 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 	if err != nil {
 		return nil, nil, unopened(path, err)
 	}
-	if err := spans.readable(bolt); err != nil {
+	checked := &checkedStore{bolt, path}
+	if err := errors.Join(spans.readable(checked), checked.stableSound()); err != nil {
 		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
 	}
 	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsRetained, log.Named("snapshot"))
@@ -208,7 +212,7 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 	if err := spans.whole(start); err != nil {
 		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
 	}
-	return &Stores{Log: bolt, Stable: bolt, Snapshot: snaps, ID: id}, bolt.Close, nil
+	return &Stores{Log: checked, Stable: checked, Snapshot: snaps, ID: id}, bolt.Close, nil
 }
 
 // unopened says why the log at path cannot be opened.
@@ -220,8 +224,4 @@ func unopened(path string, err error) error {
 		return fmt.Errorf("open log: %w (give a --data-dir this user can write)", err)
 	}
 	return damagedLog(path, err)
-}
-
-func damagedLog(path string, err error) error {
-	return fmt.Errorf("%s is damaged (%w): in a cluster, move the data directory away and let the node join as a new one; a single node needs a backup", path, err)
 }
