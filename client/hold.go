@@ -173,6 +173,11 @@ func (h *hold) attend(ctx context.Context, renewed *time.Duration) (Loss, error)
 	}
 	timer := time.NewTimer(interval)
 	defer timer.Stop()
+	if limit := h.l.opts.HoldLimit; limit > 0 {
+		// A server that is out of reach can't say that it is over.
+		alarm := time.AfterFunc(limit-(bootTime()-h.since), func() { timer.Reset(0) })
+		defer alarm.Stop()
+	}
 	var (
 		sent    time.Duration // when the proof under way was asked for
 		pending bool
@@ -180,8 +185,8 @@ func (h *hold) attend(ctx context.Context, renewed *time.Duration) (Loss, error)
 	for {
 		r, err := h.conn.next(ctx, timer.C)
 		now := bootTime()
-		if lease > 0 && now-*renewed >= lease-lease/4 {
-			return Loss{Cause: CauseLease}, nil
+		if loss, left := h.left(*renewed); left <= 0 {
+			return loss, nil
 		}
 		switch {
 		case errors.Is(err, errSilent) && pending:
@@ -332,6 +337,9 @@ func (h *hold) renewAt(ctx context.Context, at endpoint, patience time.Duration)
 	}
 	return c, st, nil
 }
+
+// Clock is the time by which leases go, CLOCK_BOOTTIME.
+func Clock() time.Duration { return bootTime() }
 
 // bootTime is the time since boot, including what the machine slept through: a
 // lease goes on while a laptop is shut.

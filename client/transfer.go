@@ -3,10 +3,8 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
+	"slices"
 	"time"
-
-	"github.com/lockerd/lockerd/pidprobe"
 )
 
 // Grant is what has to be known of a hold to take it over.
@@ -50,64 +48,32 @@ func Adopt(o Options, g Grant) (*Locker, error) {
 	return l, nil
 }
 
-// Transfer makes another process of this host the one that owns the lock, and with
-// which it ends. The fence stays the same. After an error the owner may be either
-// of the two, and the lock is held as before. Lost returns another channel.
-func (l *Locker) Transfer(ctx context.Context, pid int) error {
+// Relinquish releases whatever Options.User holds of Options.Locks, whoever has taken
+// it for that owner. ErrLost says that it holds none of them.
+func (l *Locker) Relinquish(ctx context.Context) error {
+	t, err := l.Table(ctx)
+	if err != nil {
+		return err
+	}
 	if err := l.take(ctx); err != nil {
 		return err
 	}
 	defer l.give()
-	old := l.held
-	if old == nil || l.view.Load() == nil || old.hasLost() {
+	found := false
+	for _, held := range t.Holds {
+		if held.Owner != l.opts.User || !slices.ContainsFunc(held.Locks, func(name string) bool { return slices.Contains(l.opts.Locks, name) }) {
+			continue
+		}
+		err := l.release(ctx, &hold{l: l, locks: held.Locks, fence: held.Fence})
+		switch {
+		case err == nil:
+			found = true
+		case !errors.Is(err, ErrLost):
+			return err
+		}
+	}
+	if !found {
 		return ErrLost
 	}
-	if old.proto == 1 {
-		return fmt.Errorf("%w: %v is one of IPC::Locker", ErrUnsupported, old.at)
-	}
-	p, err := pidprobe.Lookup(int32(pid))
-	if err != nil {
-		return err
-	}
-	// The same owner and request, of another process: it keeps the fence.
-	to := &Locker{opts: l.opts, servers: servers{list: l.servers.order()}, host: l.host, boot: l.boot, start: p.Start}
-	to.opts.PID, to.opts.Try = pid, true
-	to.opts.Locks, to.opts.All = old.locks, len(old.locks) > 1
-	if limit := l.opts.HoldLimit; limit > 0 {
-		to.opts.HoldLimit = max(limit-(bootTime()-old.since), time.Millisecond)
-	}
-	a := &attempt{Locker: to, retries: l.retries(), id: old.id}
-	a.retries.hurry()
-	err = to.do(ctx, a.retries, func(c *conn) error {
-		err := a.ask(ctx, c)
-		if err == nil && a.hold.fence != old.fence {
-			err = fmt.Errorf("%w: there is a new one", ErrLost)
-			a.hold.retire()
-		}
-		if err != nil {
-			c.close()
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	l.opts.PID, l.start = pid, p.Start
-	l.held = a.hold
-	l.view.Store(a.hold)
-	old.retire()
-	if old.conn != nil {
-		old.conn.close()
-	}
 	return nil
-}
-
-// Relinquish releases whatever Options.User holds or waits for among Options.Locks,
-// whoever has taken it for that owner.
-func (l *Locker) Relinquish(ctx context.Context) error {
-	if err := l.take(ctx); err != nil {
-		return err
-	}
-	defer l.give()
-	return l.release(ctx, &hold{l: l, locks: l.opts.Locks})
 }

@@ -80,3 +80,53 @@ func launch(sock int, argv []string) int {
 	}
 	return 0
 }
+
+// Send writes to the other end of a socket that [Detach] made, and closes this one.
+// A file that is not nil goes along.
+func Send(socket *os.File, text []byte, file *os.File) error {
+	defer socket.Close()
+	if file != nil && len(text) > 0 {
+		if err := unix.Sendmsg(int(socket.Fd()), text[:1], unix.UnixRights(int(file.Fd())), nil, unix.MSG_NOSIGNAL); err != nil {
+			return err
+		}
+		text = text[1:]
+	}
+	_, err := socket.Write(text)
+	return err
+}
+
+// Receive reads what [Send] has sent, to its end, and at most limit bytes.
+func Receive(socket, limit int) (text []byte, file *os.File, err error) {
+	buf := make([]byte, 64<<10)
+	oob := make([]byte, unix.CmsgSpace(4))
+	for len(text) <= limit {
+		n, oobn, _, _, err := unix.Recvmsg(socket, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, file, err
+		}
+		if fd := received(oob[:oobn]); fd >= 0 {
+			file = os.NewFile(uintptr(fd), "received")
+		}
+		if n == 0 {
+			return text, file, nil
+		}
+		text = append(text, buf[:n]...)
+	}
+	return nil, file, fmt.Errorf("more than %d bytes", limit)
+}
+
+// received is the descriptor of a control message, -1 if there is none.
+func received(oob []byte) int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return -1
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1
+	}
+	return fds[0]
+}

@@ -35,8 +35,8 @@ const gateName = "job-gate"
 // at most 6 MiB (execve(2)).
 const maxOpening = 8 << 20
 
-// firstInherited is the lowest number for descriptors that commands inherit from
-// us: out of the way of the numbers that scripts use.
+// firstInherited is where the descriptors begin that commands inherit from us: out of
+// the way of the numbers that scripts use.
 const firstInherited = 100
 
 // AtGate must be the first call in main of a program that uses this package. In
@@ -47,7 +47,7 @@ func AtGate() {
 	}
 	name, args := os.Args[0], os.Args[1:]
 	sock, err := strconv.Atoi(args[0])
-	if err != nil || sock < firstInherited {
+	if err != nil || sock < 3 {
 		return
 	}
 	switch {
@@ -116,7 +116,7 @@ func waitAtGate(sock, parent int, own bool, path string, argv []string) int {
 // execute executes a command in this process. It returns only with an error.
 func execute(path string, argv, changes []string, inherited int) error {
 	if inherited >= 0 {
-		if _, err := unix.FcntlInt(uintptr(inherited), unix.F_DUPFD, firstInherited); err != nil {
+		if _, err := inheritable(inherited); err != nil {
 			return err
 		}
 	}
@@ -170,10 +170,8 @@ func readOpening(sock int) (ignore uint64, changes []string, inherited int, ok b
 		if err != nil || n == 0 || len(text)+n > maxOpening {
 			return 0, nil, -1, false
 		}
-		if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) == 1 {
-			if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
-				inherited = fds[0]
-			}
+		if fd := received(oob[:oobn]); fd >= 0 {
+			inherited = fd
 		}
 		text = append(text, buf[:n]...)
 		if bytes.HasSuffix(text, []byte{0, 0}) {
@@ -203,17 +201,31 @@ type gate struct{ file *os.File }
 // newGate makes both ends. The child's is not close-on-exec, and out of the way of
 // what the command is to inherit.
 func newGate() (*gate, int, error) {
+	if _, err := os.Stat("/proc/self/exe"); err != nil {
+		return nil, -1, fmt.Errorf("this needs /proc to be mounted: %w", errors.ErrUnsupported)
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, -1, fmt.Errorf("make a socket pair: %w", err)
 	}
-	child, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD, firstInherited)
+	child, err := inheritable(pair[1])
 	_ = unix.Close(pair[1])
 	if err != nil {
 		_ = unix.Close(pair[0])
-		return nil, -1, fmt.Errorf("find a descriptor from %d up: %w", firstInherited, err)
+		return nil, -1, fmt.Errorf("find a free descriptor: %w (raise ulimit -n)", err)
 	}
 	return &gate{os.NewFile(uintptr(pair[0]), "gate")}, child, nil
+}
+
+// inheritable copies a descriptor to one that is inherited, out of the way if the
+// limit on open files allows.
+func inheritable(fd int) (int, error) {
+	for _, from := range []int{firstInherited, firstInherited / 2, 10} {
+		if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, from); err == nil {
+			return high, nil
+		}
+	}
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 3)
 }
 
 // open has the command executed. The error is exec's.

@@ -160,8 +160,11 @@ func guardMain(sock int, id string) int {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	for k.signal(syscall.SIGKILL) > 0 {
-		time.Sleep(killInterval) // the killed need some time to go
+	pause := killInterval // the killed need some time to go
+	for until := time.Now().Add(killPatience); k.signal(syscall.SIGKILL) > 0; time.Sleep(pause) {
+		if time.Now().After(until) {
+			pause = time.Second // somebody else's, or in uninterruptible sleep
+		}
 	}
 	return 0
 }

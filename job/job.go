@@ -260,7 +260,7 @@ func (j *Job) run() {
 				j.tty.takeBack(j.pid)
 				if !j.exit.Lost && !j.opts.WaitAll {
 					if c.status.Signaled() {
-						j.exit.Remains = remains()
+						j.exit.Remains, _ = Remaining(nil)
 					}
 					j.resume <- false
 					return
@@ -347,9 +347,15 @@ func (j *Job) forward(s syscall.Signal) {
 // stopped follows the command into a stop, so that the shell that waits for us
 // sees what it would see without us.
 func (j *Job) stopped(s syscall.Signal) {
-	if j.tty == nil || !j.own {
-		// No job control, or the terminal has stopped us too if it was the
-		// terminal.
+	if j.tty == nil {
+		return
+	}
+	if !j.own {
+		// The terminal has stopped the whole group but us, who catch its signal; the
+		// shell waits for all of it.
+		if !orphanedGroup() {
+			_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
+		}
 		return
 	}
 	if s == syscall.SIGTTIN || s == syscall.SIGTTOU {

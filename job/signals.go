@@ -24,9 +24,10 @@ var (
 
 // Notify takes over the signals that a command is to get, for the time before
 // there is one as well: the channel is read by the caller first and goes to
-// [Start] in Options.Signals later, so that no signal falls between the two. A
-// signal that was ignored when the program started stays ignored and is inherited
-// so (nohup, background jobs of a shell without job control).
+// [Start] in Options.Signals later, so that no signal falls between the two. SIGHUP,
+// SIGINT and SIGQUIT that were ignored when the program started stay ignored and are
+// inherited so (nohup, background jobs of a shell without job control); of others the
+// Go runtime does not tell.
 func Notify() chan os.Signal {
 	ch := make(chan os.Signal, 64)
 	if signal.Ignored(syscall.SIGINT) {

@@ -211,6 +211,20 @@ func TestPipelineKeepsItsGroup(t *testing.T) {
 	s.expect("<pager>")
 }
 
+func TestCtrlZStopsAPipeline(t *testing.T) {
+	s := shell(t)
+	s.send(`$W sh -c 'echo be""gun; read line </dev/tty; echo "<$line>"; exit 5' | cat; echo status ${PIPESTATUS[0]}` + "\n")
+	s.expect("begun\r\n")
+	for range 2 {
+		s.press("\x1a", "Stopped")
+		s.expect("$ ")
+		s.send("fg\n")
+		s.expect("$W sh")
+	}
+	s.send("again\n")
+	s.expect("<again>")
+}
+
 func TestCtrlCEndsTheScriptToo(t *testing.T) {
 	s := shell(t)
 	s.send(`bash -c '$W sh -c "echo be""gun; exec sleep 1000"; echo script went on'` + "\n")

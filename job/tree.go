@@ -64,22 +64,29 @@ func processNumbers() ([]int, error) {
 	return numbers, nil
 }
 
-// remains counts the descendants in our session.
-func remains() int {
+// Remaining counts the descendants in our session, and those of them that do not
+// have a file open that they could have inherited: nil for all.
+func Remaining(inherited *os.File) (all, without int) {
 	session, err := unix.Getsid(0)
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	n := 0
+	k := kin{}
+	if inherited != nil {
+		k.file = fileLink(inherited)
+	}
 	for _, p := range descendants() {
 		if s, err := unix.Getsid(p.pid); err == nil && s == session {
-			n++
+			all++
+			if !k.opened(p.pid) {
+				without++
+			}
 		}
 	}
-	return n
+	return all, without
 }
 
-// readProcess reads /proc/PID/stat (proc_pid_stat(5)), fields 3 to 5. It has no
+// readProcess reads /proc/PID/stat (proc_pid_stat(5)), fields 3 to 5 and 20. It has no
 // zombies: they are past signals.
 func readProcess(pid int) (process, bool) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -92,7 +99,8 @@ func readProcess(pid int) (process, bool) {
 		return process{}, false
 	}
 	fields := bytes.Fields(text[end+1:])
-	if len(fields) < 3 || fields[0][0] == 'Z' || fields[0][0] == 'X' {
+	// A zombie with other threads than its first runs on: field 20 counts them.
+	if len(fields) < 18 || fields[0][0] == 'X' || fields[0][0] == 'Z' && len(fields[17]) == 1 && fields[17][0] <= '1' {
 		return process{}, false
 	}
 	parent, err := strconv.Atoi(string(fields[1]))

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/job"
 	"github.com/lockerd/lockerd/pidprobe"
@@ -19,6 +21,12 @@ func claim(s *settings) int {
 	p, err := pidprobe.Lookup(s.process)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
+		return exitUsage
+	}
+	if fd, err := unix.PidfdOpen(int(s.process), 0); err == nil {
+		_ = unix.Close(fd)
+	} else if err == unix.EINVAL || err == unix.ENOENT {
+		fmt.Fprintf(os.Stderr, "lockersh: --for %d: that is a thread, and a lock is held by a process\n", s.process)
 		return exitUsage
 	}
 	s.locker.PID = int(s.process)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"syscall"
@@ -67,16 +66,17 @@ func replace(s *settings) int {
 	if err := writeFence(s.fenceFD, l.Fence()); err != nil {
 		return fail(exitInternal, fmt.Errorf("cannot write the fence to descriptor %d: %w", s.fenceFD, err))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), anchorTime)
-	defer cancel()
-	anchor, err := l.Anchor(ctx)
-	if err != nil {
-		anchor = nil
-	}
-	if err := entrust(keeper, s, l, id); err != nil {
+	anchor := takeAnchor(l)
+	if err := entrust(keeper, s, l, id, anchor); err != nil {
 		return fail(exitInternal, err)
 	}
 	job.Release(signals)
+	select {
+	case sig := <-signals: // it came since the grant
+		release(l)
+		return interrupted(sig.(syscall.Signal))
+	default:
+	}
 	err = job.Replace(s.job.Argv, environment(l, id), anchor)
 	return fail(job.StartCode(err), err)
 }
@@ -107,9 +107,10 @@ func take(s *settings, signals <-chan os.Signal) (*client.Locker, int) {
 	return l, 0
 }
 
-// entrust tells the keeper what to keep. From then on it is told of the end by the
-// end of this process alone.
-func entrust(keeper *os.File, s *settings, l *client.Locker, id string) error {
+// entrust tells the keeper what to keep, and gives it the anchor to hold: the lock
+// then ends by the keeper's doing, or with the keeper and the command both. From then
+// on it is told of the end by the end of this process alone.
+func entrust(keeper *os.File, s *settings, l *client.Locker, id string, anchor *os.File) error {
 	g := l.Grant()
 	c := charge{
 		PID: os.Getpid(), ID: id, User: []byte(l.User()),
@@ -119,10 +120,7 @@ func entrust(keeper *os.File, s *settings, l *client.Locker, id string) error {
 	}
 	text, err := json.Marshal(c)
 	if err == nil {
-		_, err = keeper.Write(text)
-	}
-	if err == nil {
-		err = keeper.Close()
+		err = job.Send(keeper, text, anchor)
 	}
 	if err != nil {
 		return fmt.Errorf("entrust the lock to a keeper: %w", err)
@@ -139,7 +137,10 @@ func keep(socket string) int {
 		return exitUsage
 	}
 	unix.CloseOnExec(fd)
-	text, err := io.ReadAll(io.LimitReader(os.NewFile(uintptr(fd), "socket"), maxCharge))
+	text, anchor, err := job.Receive(fd, maxCharge)
+	if anchor != nil {
+		defer anchor.Close()
+	}
 	var c charge
 	if err != nil || json.Unmarshal(text, &c) != nil {
 		return exitInternal // there is no lock to keep

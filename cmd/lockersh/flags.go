@@ -322,8 +322,8 @@ func read(args []string) (*settings, error) {
 	if len(s.locker.Locks) == 0 {
 		return nil, errors.New("--lock not specified; see --help")
 	}
-	if r.process != "" || r.release {
-		if err := s.readClaim(&r, words); err != nil {
+	if fs.Changed("for") || r.release {
+		if err := s.readClaim(&r, words, fs.Changed("for")); err != nil {
 			return nil, err
 		}
 	} else if err := s.readCommand(&r, words, literal); err != nil {
@@ -363,7 +363,7 @@ func (s *settings) readCommand(r *raw, words []string, literal bool) (err error)
 }
 
 // readClaim is for a process that runs already.
-func (s *settings) readClaim(r *raw, words []string) (err error) {
+func (s *settings) readClaim(r *raw, words []string, named bool) (err error) {
 	switch {
 	case len(words) > 0:
 		return errors.New("--for and --release run no command; see --help")
@@ -374,12 +374,12 @@ func (s *settings) readClaim(r *raw, words []string) (err error) {
 	}
 	s.release = r.release
 	s.process = int32(os.Getppid())
-	if r.process != "" {
+	if named {
 		if s.process, err = pidprobe.ParsePID(r.process); err != nil {
 			return fmt.Errorf("--for %q: %w", r.process, err)
 		}
 	}
-	if s.process == 1 && r.process == "" {
+	if s.process == 1 && !named {
 		return errors.New("the calling process has ended; name one with --for")
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	releaseTime = 10 * time.Second
 	// anchorTime bounds the anchoring of the lock, by a node on this host.
 	anchorTime = 5 * time.Second
+	// remainInterval is the pause between two looks at what a killed command has left.
+	remainInterval = 50 * time.Millisecond
 )
 
 // hold takes the lock for the command's process, runs the command and gives the
@@ -42,6 +45,10 @@ func hold(s *settings) int {
 		return job.StartCode(err)
 	}
 	s.locker.PID = j.PID()
+	if s.job.WaitAll {
+		// The hold is to outlive the command, so it is ours: we end last.
+		s.locker.PID = os.Getpid()
+	}
 	l, err := client.New(s.locker)
 	if err != nil {
 		j.Abandon()
@@ -80,78 +87,77 @@ func hold(s *settings) int {
 		release(l)
 		return exitInternal
 	}
-	anchored, err := open(j, l, guard, id)
-	if err != nil {
+	anchor := takeAnchor(l)
+	if anchor != nil {
+		// Ours stays open: the lock is to be released by us when the command has
+		// ended, and not by the node, which hears of that end at the same moment.
+		defer anchor.Close()
+	}
+	if err := guard.watch(j.PID(), anchor, l.Grant().Since+s.locker.Lease); err != nil {
+		fmt.Fprintln(os.Stderr, "lockersh:", err)
+		j.Abandon()
+		release(l)
+		return exitInternal
+	}
+	if err := j.Open(environment(l, id), anchor); err != nil {
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		release(l)
 		return job.StartCode(err)
 	}
-	return finish(s, j, l, guard, anchored)
+	watch(s, j, l, guard)
+	return finish(s, j.Wait(), l, guard, anchor)
 }
 
-// open runs the command with an anchor of the lock, where there can be one.
-func open(j *job.Job, l *client.Locker, guard *guard, id string) (anchored bool, err error) {
+// takeAnchor ties the lock to who inherits the file, where there is a node that can
+// do that. Nil elsewhere: then the command's process alone counts.
+func takeAnchor(l *client.Locker) *os.File {
 	ctx, cancel := context.WithTimeout(context.Background(), anchorTime)
+	defer cancel()
 	anchor, err := l.Anchor(ctx)
-	cancel()
-	if err == nil {
-		// Ours must go: what counts is who else has it open.
-		defer anchor.Close()
+	if err != nil {
+		return nil
 	}
-	if err := guard.watch(j.PID(), anchor); err != nil {
-		j.Abandon()
-		return false, err
-	}
-	return err == nil, j.Open(environment(l, id), anchor)
+	return anchor
 }
 
-// finish waits for the end of the command, or ends it when the lock is lost.
-func finish(s *settings, j *job.Job, l *client.Locker, guard *guard, anchored bool) int {
-	ended := j.Ended()
+// watch waits for the end of the command, and ends it when the lock is lost.
+func watch(s *settings, j *job.Job, l *client.Locker, guard *guard) {
 	lost := l.Lost()
-	for running := true; running; {
+	for {
 		select {
 		case <-j.Done():
-			running = false
-		case <-ended:
-			ended = nil
-			if !s.job.WaitAll {
-				break
-			}
-			// What is left has no process that the cluster could watch, but us.
-			ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
-			err := l.Transfer(ctx, os.Getpid())
-			cancel()
-			if err != nil && !errors.Is(err, client.ErrLost) && !anchored {
-				fmt.Fprintln(os.Stderr, "lockersh: the cluster watches the command still, and not lockersh:", err)
-			}
-			if err == nil {
-				lost = l.Lost()
-			}
+			return
 		case loss := <-lost:
 			lost = nil
-			if loss.Cause == "" {
-				break // Transfer has closed the channel
+			if loss.Cause == client.CauseProcess && !s.job.WaitAll {
+				// The cluster has heard of the command's end before us.
+				break
 			}
 			fmt.Fprintf(os.Stderr, "lockersh: lost the lock %s: %v; ending the command\n", s.lockNames(), loss)
 			j.Lost()
 		case <-guard.gone():
+			if guard.due() {
+				fmt.Fprintf(os.Stderr, "lockersh: the lease of %s ran out while lockersh stood still; its guard has ended the command\n", s.lockNames())
+			} else {
+				fmt.Fprintln(os.Stderr, "lockersh: its guard was killed, and nothing would end the command in time if lockersh hung; ending the command")
+			}
 			guard.forget()
-			fmt.Fprintln(os.Stderr, "lockersh: its guard was killed, and nothing would end the command in time if lockersh hung; ending the command")
 			j.Lost()
 		}
 	}
-	exit := j.Wait()
-	if exit.Remains > 0 && guard != nil {
+}
+
+// finish releases the lock after the command, unless something of it runs on against
+// its will.
+func finish(s *settings, exit job.Exit, l *client.Locker, guard *guard, anchor *os.File) int {
+	switch {
+	case exit.Remains > 0 && guard != nil:
 		// Nobody would renew the lease for what is left.
 		guard.strike()
-		exit.Remains = 0
-	}
-	if exit.Remains > 0 && anchored {
-		fmt.Fprintf(os.Stderr, "lockersh: the command was killed, but %d processes that it started run on; the lock %s ends with them\n",
-			exit.Remains, s.lockNames())
-		_ = l.Close()
-	} else {
+		release(l)
+	case exit.Remains > 0:
+		outlive(s, exit.Remains, l, anchor)
+	default:
 		release(l)
 	}
 	switch {
@@ -167,10 +173,40 @@ func finish(s *settings, j *job.Job, l *client.Locker, guard *guard, anchored bo
 	return exit.Code
 }
 
+// outlive leaves the lock to what a killed command has left running, if all of that
+// has the anchor, and otherwise waits for it: or until a signal comes.
+func outlive(s *settings, remain int, l *client.Locker, anchor *os.File) {
+	fmt.Fprintf(os.Stderr, "lockersh: the command was killed, but %d of the processes that it started run on; the lock %s ends with them\n",
+		remain, s.lockNames())
+	again := time.NewTicker(remainInterval)
+	defer again.Stop()
+	for {
+		all, without := job.Remaining(anchor)
+		switch {
+		case all == 0:
+			release(l)
+			return
+		case without == 0:
+			_ = l.Close() // which keeps it
+			return
+		}
+		select {
+		case <-again.C:
+		case <-s.job.Signals:
+			_ = l.Close()
+			return
+		}
+	}
+}
+
 // guard is the lease's guard, nil without a lease.
 type guard struct {
 	process *job.Guard
 	dead    bool
+	ahead   time.Duration
+
+	mu    sync.Mutex
+	until time.Duration // its deadline
 }
 
 // startGuard makes the lease one that ends with the command dead: the guard's
@@ -185,18 +221,30 @@ func startGuard(s *settings, id string) (*guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.locker.Hooks.Renewed = func(until time.Duration) {
-		// Without a guard the command is ended, by whoever reads gone.
-		_ = process.Extend(until - guardAhead(lease))
-	}
-	return &guard{process: process}, nil
+	g := &guard{process: process, ahead: guardAhead(lease)}
+	s.locker.Hooks.Renewed = g.extend
+	return g, nil
 }
 
-func (g *guard) watch(pid int, inherited *os.File) error {
+// watch has to come before the command runs.
+func (g *guard) watch(pid int, inherited *os.File, until time.Duration) error {
 	if g == nil {
 		return nil
 	}
+	g.extend(until)
 	return g.process.Watch(pid, inherited)
+}
+
+// extend is for the end of the lease. What comes late, with an earlier one, counts
+// no more.
+func (g *guard) extend(until time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if until -= g.ahead; until > g.until {
+		g.until = until
+		// Without a guard the command is ended, by whoever reads gone.
+		_ = g.process.Extend(until)
+	}
 }
 
 func (g *guard) gone() <-chan struct{} {
@@ -204,6 +252,13 @@ func (g *guard) gone() <-chan struct{} {
 		return nil
 	}
 	return g.process.Gone()
+}
+
+// due says whether the guard had reason to act.
+func (g *guard) due() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return client.Clock() >= g.until
 }
 
 func (g *guard) forget() { g.dead = true }
@@ -229,8 +284,9 @@ func newID() string {
 func release(l *client.Locker) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
+	names := strings.Join(l.LockNames(), ":")
 	if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) {
-		fmt.Fprintln(os.Stderr, "lockersh: the lock is released by the cluster later, since it could not be now:", err)
+		fmt.Fprintf(os.Stderr, "lockersh: cannot release the lock %s: %v; the cluster does it when it learns of the command's end\n", names, err)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -43,6 +44,14 @@ func detach(conn *net.UDPConn, args []string) error {
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{socket, tell}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// A daemon keeps nobody waiting for the end of a pipe.
+	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
+		for _, e := range fds {
+			if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+				syscall.CloseOnExec(fd)
+			}
+		}
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
