@@ -7,6 +7,12 @@ import (
 
 func (m *Machine) acquire(ask Ask, a Acquire) Result {
 	me := claimant{a.Owner, a.ID}
+	if m.turns.late(me, a.Turn) {
+		return Result{Code: Superseded}
+	}
+	if a.Turn > 1 { // nothing is older than the first
+		m.turns.note(turn{who: me, last: a.Turn, at: m.now})
+	}
 	a.Process = m.intern(a.Process)
 
 	// What it has already comes first, over all the names: a repeated request

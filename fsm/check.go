@@ -26,6 +26,9 @@ func (m *Machine) Check() error {
 	if err := m.checkDeadlines(); err != nil {
 		return err
 	}
+	if err := m.checkTurns(); err != nil {
+		return err
+	}
 	return m.checkIndexes()
 }
 
@@ -295,6 +298,22 @@ func (m *Machine) upToDate(ask Ask, r *Result) bool {
 		return c != nil && c.hold != nil && c.hold.Fence == r.Fence || c == nil
 	}
 	return c == nil
+}
+
+func (m *Machine) checkTurns() error {
+	t := &m.turns
+	list := t.all()
+	if len(list) != len(t.live) || len(list) > maxTurns {
+		return fmt.Errorf("I11: %d turns, of %d claimants", len(list), len(t.live))
+	}
+	last := Millis(0)
+	for _, v := range list {
+		if v.at < last || v.at > m.now || m.now-v.at >= turnSpan {
+			return fmt.Errorf("I11: the turn of %s is out of time", brief(v.who.owner))
+		}
+		last = v.at
+	}
+	return nil
 }
 
 // checkIndexes verifies that the indexes hold nothing beyond the claims, each of

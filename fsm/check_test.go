@@ -14,17 +14,18 @@ func sound(t *testing.T) *Machine {
 	commands := []Command{
 		NodeJoin{Name: "n1", Nonce: [16]byte{1}},
 		NodeJoin{Name: "n2", Nonce: [16]byte{2}},
-		Acquire{Owner: "ann", Locks: []string{"a"}, Limit: 100, Process: auto, Autounlock: true},                        // fence 1
-		Acquire{Owner: "ann", Locks: []string{"b"}, Limit: 200},                                                         // fence 2
-		Acquire{Owner: "ann", Locks: []string{"c"}, Lease: 300},                                                         // fence 3
-		Acquire{Owner: "bob", Locks: []string{"a", "b"}, Choice: All, Block: true, Process: auto, Autounlock: true},     // ticket 1
-		Acquire{Owner: "cat", Locks: []string{"a"}, Block: true},                                                        // ticket 2
-		Acquire{Owner: "ann", Locks: []string{"s"}, Mode: Slots, Slots: 2},                                              // fence 4
-		Acquire{Owner: "bob", Locks: []string{"s"}, Mode: Slots, Slots: 2},                                              // fence 5
-		Acquire{Owner: "ann", Locks: []string{"crowd"}},                                                                 // fence 6
-		Acquire{Owner: "bob", Locks: []string{"free"}, Process: Process{Host: "h2", PID: 2}, Autounlock: true},          // fence 7
-		Acquire{Owner: "dan", ID: RequestID{1}, Locks: []string{"a"}, Block: true, Process: auto, Autounlock: true},     // ticket 3
-		Acquire{Owner: "dan", ID: RequestID{2}, Locks: []string{"free"}, Block: false, Process: auto, Autounlock: true}, // busy
+		Acquire{Owner: "ann", Locks: []string{"a"}, Limit: 100, Process: auto, Autounlock: true},                    // fence 1
+		Acquire{Owner: "ann", Locks: []string{"b"}, Limit: 200},                                                     // fence 2
+		Acquire{Owner: "ann", Locks: []string{"c"}, Lease: 300},                                                     // fence 3
+		Acquire{Owner: "bob", Locks: []string{"a", "b"}, Choice: All, Block: true, Process: auto, Autounlock: true}, // ticket 1
+		Acquire{Owner: "cat", Locks: []string{"a"}, Block: true},                                                    // ticket 2
+		Acquire{Owner: "ann", Locks: []string{"s"}, Mode: Slots, Slots: 2},                                          // fence 4
+		Acquire{Owner: "bob", Locks: []string{"s"}, Mode: Slots, Slots: 2},                                          // fence 5
+		Acquire{Owner: "ann", Locks: []string{"crowd"}},                                                             // fence 6
+		Acquire{Owner: "bob", Locks: []string{"free"}, Process: Process{Host: "h2", PID: 2}, Autounlock: true},      // fence 7
+		Acquire{Owner: "dan", ID: RequestID{1}, Locks: []string{"a"}, Block: true, Process: auto, Autounlock: true}, // ticket 3
+		Acquire{Owner: "dan", ID: RequestID{2}, Turn: 2, Locks: []string{"free"}, Process: auto, Autounlock: true},  // busy
+		Release{Owner: "eve", ID: RequestID{3}, Locks: []string{"a"}},
 	}
 	for i := range 10 {
 		commands = append(commands, Acquire{Owner: fmt.Sprint("o", i/2), ID: RequestID{byte(i)}, Locks: []string{"crowd"}, Block: true})
@@ -125,6 +126,9 @@ func TestCheckFinds(t *testing.T) {
 		{"I7: fence 2 has a deadline without", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 0 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 201 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { hold(m, 2).timer = noTimer }},
+		{"I11: 2 turns, of 3 claimants", func(m *Machine) { m.turns.live[claimant{}] = 9 }},
+		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 9 }},
+		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 11 }},
 		{"I7: fence 1 should have ended", func(m *Machine) { m.now = 111 }},
 		{"I7: the deadlines are out of order", func(m *Machine) { m.deadlines.swap(0, 1) }},
 		{"I7: 4 deadlines", func(m *Machine) { m.deadlines = append(m.deadlines, timer{}) }},

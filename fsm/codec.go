@@ -188,6 +188,7 @@ func (r *reader) command(kind byte) Command {
 func appendAcquire(b []byte, a Acquire) []byte {
 	b = appendString(b, a.Owner)
 	b = appendID(b, a.ID)
+	b = binary.AppendUvarint(b, a.Turn)
 	b = appendStrings(b, a.Locks)
 	b = append(b, byte(a.Choice), byte(a.Mode))
 	b = binary.AppendUvarint(b, uint64(a.Slots))
@@ -205,7 +206,7 @@ func appendAcquire(b []byte, a Acquire) []byte {
 }
 
 func (r *reader) acquire() Acquire {
-	a := Acquire{Owner: r.text(MaxOwner, "owner"), ID: r.id(), Locks: r.names()}
+	a := Acquire{Owner: r.text(MaxOwner, "owner"), ID: r.id(), Turn: r.uvarint(), Locks: r.names()}
 	a.Choice = Choice(r.byte())
 	a.Mode = r.mode()
 	if a.Choice > All {

@@ -49,7 +49,7 @@ func appendResult(b []byte, r Result) []byte {
 
 func (r *reader) result() Result {
 	v := Result{Code: Code(r.byte())}
-	if v.Code > Stale {
+	if v.Code > Superseded {
 		r.fail("result code %d", v.Code)
 	}
 	v.Fence = Fence(r.uvarint())

@@ -30,7 +30,7 @@ func fullCommands() []Command {
 	id := RequestID{1, 2, 3, 15: 16}
 	return []Command{
 		Acquire{
-			Owner: "h1_4711_ann", ID: id, Locks: []string{"a", "b/c"}, Choice: All, Mode: Slots, Slots: 300, Block: true,
+			Owner: "h1_4711_ann", ID: id, Turn: 300, Locks: []string{"a", "b/c"}, Choice: All, Mode: Slots, Slots: 300, Block: true,
 			Limit: 30_000, Lease: 1 << 50, Process: fullProcess(), Autounlock: true,
 		},
 		Acquire{Locks: []string{"a"}},
@@ -170,7 +170,7 @@ func TestDecodeOutcomeRefuses(t *testing.T) {
 		return list
 	}
 	for name, r := range map[string]Result{
-		"code":           {Code: Stale + 1},
+		"code":           {Code: Superseded + 1},
 		"too many names": {Locks: names(maxResultNames+1, 1)},
 		"too much text":  {Broken: names(100, 1000)},
 		"checks":         {Checks: make([]Check, MaxLocks+1)},

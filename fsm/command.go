@@ -63,10 +63,12 @@ type Command interface{ isCommand() }
 
 // Acquire asks for locks. The claimant is (Owner, ID): the same claimant asking
 // again gets the same hold back, with the limits and the process of the new
-// request, or keeps its place in the queue.
+// request, or keeps its place in the queue. With a Turn it is Superseded if a later
+// one has come before it, or a Release of that ID without a fence.
 type Acquire struct {
 	Owner      string
 	ID         RequestID
+	Turn       uint64   // rises with each time that the claimant asks, of an ID made for one Lock; 0 = not counted
 	Locks      []string // in order of preference; no empty name, no name twice
 	Choice     Choice
 	Mode       Mode
@@ -82,6 +84,8 @@ type Acquire struct {
 // and refuses (NotHeld) if it is over already. Without, it ends whatever Owner
 // holds or waits for among Locks, of request ID if that is set, of any if not.
 // With Fence, Locks are not looked at, and an Owner or ID that is set must match.
+// With ID and without Fence it also ends, in advance, all Acquires of the claimant
+// that have a Turn.
 type Release struct {
 	Owner string
 	ID    RequestID

@@ -10,7 +10,13 @@
 // requests of one claimant are one and the same request made again, and different
 // claimants exclude each other even if they have the same owner.
 //
-// An [Acquire] is answered by the first of these rules that fits:
+// A claimant that makes an ID for one purpose and numbers its requests
+// ([Acquire].Turn) has the last word by itself: a request that comes behind a later one,
+// or behind a [Release] by ID, is Superseded, whether the claim has ended meanwhile or
+// not. The table remembers that for an hour, for the latest 16,384 claimants that had
+// to ask twice.
+//
+// Any other [Acquire] is answered by the first of these rules that fits:
 //
 //  1. The claimant holds one of the named locks, for [All] a hold that has all of
 //     them: it is granted that same hold, with the same fence. Ask, limit, lease,
@@ -95,6 +101,8 @@
 //	I9   A lock or a host in the table is in use.
 //	I10  A wait's node is open. Remembered answers are at or above the floor, in
 //	     order, and say what their request has now.
+//	I11  The turns that are remembered are in the order of their times, none too old
+//	     or of the future, and each is of another claimant.
 //
 // # Cost
 //

@@ -88,6 +88,9 @@ func (s *script) acquire() Acquire {
 		Owner: s.owner(), ID: s.id(), Locks: s.locks(), Choice: Choice(s.next(2)), Mode: Mode(s.next(3)),
 		Block: s.next(4) != 0,
 	}
+	if s.next(3) == 0 {
+		a.Turn = uint64(1 + s.next(4))
+	}
 	if a.Mode == Slots {
 		a.Slots = uint32(1 + max(1, s.next(8)%3))
 	}

@@ -52,6 +52,7 @@ type Machine struct {
 	hosts     map[string]*host // autounlock claims by host and pid
 	sessions  []*session       // open incarnations, rising
 	deadlines deadlines
+	turns     turns
 
 	// Of the entry being applied.
 	dirty  candidates
@@ -66,6 +67,7 @@ func New() *Machine {
 		waits: newRoll[Wait](),
 		asks:  make(map[Ask]*claim),
 		hosts: make(map[string]*host),
+		turns: turns{live: make(map[claimant]int)},
 	}
 }
 
@@ -75,6 +77,7 @@ func New() *Machine {
 // the caller must not change them afterwards.
 func (m *Machine) Apply(e Entry) Outcome {
 	m.now = max(m.now, e.Now)
+	m.turns.forget(m.now)
 	m.expire()
 	out := Outcome{Results: make([]Result, len(e.Proposals))}
 	for i, p := range e.Proposals {

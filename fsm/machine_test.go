@@ -204,6 +204,8 @@ func TestRestoreRefuses(t *testing.T) {
 		{"fence 1 after 1", rawTable{fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(1, "p", Ask{}, "b")}}},
 		{"ticket 1 after 1", rawTable{ticket: 1, fence: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "p", Ask{}, "a"), wait(1, "q", Ask{}, "a")}}},
 		{"fence 0 after 0", rawTable{holds: []*Hold{hold(0, "o", Ask{}, "a")}}},
+		{"turn of \"ann\"", rawTable{turns: []turn{{who: claimant{owner: "ann"}}, {who: claimant{owner: "ann"}}}}},
+		{"turn of \"ann\"", rawTable{turns: []turn{{who: claimant{owner: "ann"}, at: 1}}}},
 		{"two claims of one claimant", rawTable{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "o", Ask{}, "a")}}},
 		{"two claims of one claimant", rawTable{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
 		{"two claims of one request", rawTable{incarnation: 1, sessions: one, fence: 2, holds: []*Hold{hold(1, "o", Ask{1, 1}, "a"), hold(2, "p", Ask{1, 1}, "b")}}},
@@ -233,6 +235,7 @@ type rawTable struct {
 	sessions    []memory
 	holds       []*Hold
 	waits       []*Wait
+	turns       []turn
 }
 
 func (r rawTable) snapshot() *Snapshot {
@@ -245,7 +248,7 @@ func (r rawTable) snapshot() *Snapshot {
 	}
 	return &Snapshot{
 		fence: r.fence, ticket: r.ticket, incarnation: r.incarnation, sessions: r.sessions,
-		holds: holds.share(), waits: waits.share(),
+		holds: holds.share(), waits: waits.share(), turns: r.turns,
 	}
 }
 
@@ -359,7 +362,7 @@ func TestValidate(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for want, got := range map[string]fmt.Stringer{
-		"slots": Slots, "stale": Stale, "superseded": EventSuperseded, "node": CauseNodeGone, "unknown": Code(99),
+		"slots": Slots, "stale": Stale, "superseded": Superseded, "node": CauseNodeGone, "unknown": Code(99),
 	} {
 		if got.String() != want {
 			t.Errorf("got %v, want %s", got, want)

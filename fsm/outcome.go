@@ -4,18 +4,19 @@ package fsm
 type Code uint8
 
 const (
-	Done     Code = iota // it did what it says, or there was nothing to do; a repeated Acquire: what it got is over
-	Granted              // Fence and Locks say what is held
-	Queued               // Ticket and Place say where
-	Busy                 // not granted and not queued; Owner says because of whom
-	NotHeld              // Release by fence, Renew: that hold is over
-	Refused              // Reason says why, in words for the user
-	Stranger             // Ask.Node is no incarnation of the table: join again
-	Stale                // Ask.Seq was answered and forgotten: a late duplicate
+	Done       Code = iota // it did what it says, or there was nothing to do; a repeated Acquire: what it got is over
+	Granted                // Fence and Locks say what is held
+	Queued                 // Ticket and Place say where
+	Busy                   // not granted and not queued; Owner says because of whom
+	NotHeld                // Release by fence, Renew: that hold is over
+	Refused                // Reason says why, in words for the user
+	Stranger               // Ask.Node is no incarnation of the table: join again
+	Stale                  // Ask.Seq was answered and forgotten: a late duplicate
+	Superseded             // Acquire: its claimant has asked again since, or given up
 )
 
 func (c Code) String() string {
-	return word(int(c), "done", "granted", "queued", "busy", "not-held", "refused", "stranger", "stale")
+	return word(int(c), "done", "granted", "queued", "busy", "not-held", "refused", "stranger", "stale", "superseded")
 }
 
 // Result answers one command.

@@ -6,6 +6,9 @@ func (m *Machine) release(c Release) Result {
 	if c.Fence != 0 {
 		return m.releaseFence(c)
 	}
+	if c.ID != (RequestID{}) {
+		m.turns.note(turn{who: claimant{c.Owner, c.ID}, over: true, at: m.now})
+	}
 	var few [8]*claim
 	mine := few[:0]
 	for _, name := range c.Locks {

@@ -13,7 +13,8 @@ const (
 	leastAnswer  = 10
 	leastSession = 20
 	leastHold    = 17
-	leastWait    = 18
+	leastWait    = 19
+	leastTurn    = 5
 )
 
 // Restore makes a table from an encoded snapshot. It accepts nothing that
@@ -54,6 +55,7 @@ func restore(b []byte) (*Machine, error) {
 	r.sessions(m)
 	r.holds(m)
 	r.waits(m)
+	r.turns(m)
 	if err := r.end(); err != nil {
 		return nil, err
 	}
@@ -136,6 +138,21 @@ func (r *reader) waits(m *Machine) {
 		last = w.Ticket
 		w.Request.Process = m.intern(w.Request.Process)
 		m.addWait(w)
+	}
+}
+
+func (r *reader) turns(m *Machine) {
+	last := Millis(0)
+	for range r.count(maxTurns, leastTurn, "turns") {
+		v := turn{who: claimant{r.text(MaxOwner, "owner"), r.id()}, last: r.uvarint(), over: r.bool(), at: r.millis()}
+		if _, ok := m.turns.get(v.who); r.err == nil && (ok || v.at < last || v.at > m.now || m.now-v.at >= turnSpan) {
+			r.fail("turn of %s", brief(v.who.owner))
+		}
+		if r.err != nil {
+			return
+		}
+		last = v.at
+		m.turns.note(v)
 	}
 }
 

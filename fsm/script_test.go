@@ -13,7 +13,7 @@ import (
 // command in an entry of its own; "entry" takes several, one a line. The output
 // is all that Apply returned, events first. Commands:
 //
-//	acquire LOCK,... owner=O [id=N] [all] [shared | slots=N] [try] [limit=MS] [lease=MS]
+//	acquire LOCK,... owner=O [id=N] [turn=N] [all] [shared | slots=N] [try] [limit=MS] [lease=MS]
 //	        [host=H pid=N] [start=N] [boot=B] [auto]
 //	release [LOCK,...] [owner=O] [id=N] [fence=N]
 //	withdraw NODE/SEQ
@@ -166,7 +166,7 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 	switch cmd {
 	case "acquire":
 		c := Acquire{
-			Owner: owner, ID: a.id("id"), Locks: a.locks(), Block: !a.has("try"), Slots: uint32(a.number("slots")),
+			Owner: owner, ID: a.id("id"), Turn: a.number("turn"), Locks: a.locks(), Block: !a.has("try"), Slots: uint32(a.number("slots")),
 			Limit: Millis(a.number("limit")), Lease: Millis(a.number("lease")),
 			Process: a.process(), Autounlock: a.has("auto"),
 		}

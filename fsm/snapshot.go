@@ -24,6 +24,7 @@ type Snapshot struct {
 	sessions    []memory
 	holds       shared[Hold]
 	waits       shared[Wait]
+	turns       []turn
 }
 
 // memory is a session as of the snapshot.
@@ -33,7 +34,7 @@ type memory struct {
 	answers []answer
 }
 
-// Snapshot copies two tables of pages and the list of the remembered answers: well
+// Snapshot copies two tables of pages and the lists of what is remembered: well
 // under a millisecond for a million holds. The changes that follow copy a page
 // each, at first.
 func (m *Machine) Snapshot() *Snapshot {
@@ -45,6 +46,7 @@ func (m *Machine) Snapshot() *Snapshot {
 		sessions:    make([]memory, len(m.sessions)),
 		holds:       m.holds.share(),
 		waits:       m.waits.share(),
+		turns:       m.turns.all(),
 	}
 	for i, o := range m.sessions {
 		s.sessions[i] = memory{node: o.node, floor: o.floor, answers: slices.Clone(o.answers)}
@@ -79,6 +81,7 @@ func (s *Snapshot) Waits() []*Wait {
 //	uvarint count, sessions by incarnation, each with its answers by seq
 //	uvarint count, holds by fence
 //	uvarint count, waits by ticket
+//	uvarint count, turns by time
 //	CRC-32C of all before it, 4 bytes, little-endian
 //
 // It stops at the first error of write, and returns that. write must not keep
@@ -134,6 +137,17 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 		b = appendAsk(b, w.Ask)
 		b = binary.AppendUvarint(b, uint64(w.Since))
 		b = appendAcquire(b, w.Request)
+		if err := flush(chunkSize); err != nil {
+			return err
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(len(s.turns)))
+	for _, v := range s.turns {
+		b = appendString(b, v.who.owner)
+		b = appendID(b, v.who.id)
+		b = binary.AppendUvarint(b, v.last)
+		b = appendBool(b, v.over)
+		b = binary.AppendUvarint(b, uint64(v.at))
 		if err := flush(chunkSize); err != nil {
 			return err
 		}

@@ -21,11 +21,13 @@ type twin struct {
 	nodes       []Node
 	floors      map[Incarnation]uint64
 	answers     map[Ask]Result
+	turns       map[claimant]uint64
+	over        map[claimant]bool
 	events      []Event
 }
 
 func newTwin() *twin {
-	return &twin{floors: map[Incarnation]uint64{}, answers: map[Ask]Result{}}
+	return &twin{turns: map[claimant]uint64{}, over: map[claimant]bool{}, floors: map[Incarnation]uint64{}, answers: map[Ask]Result{}}
 }
 
 func (t *twin) apply(e Entry) Outcome {
@@ -103,6 +105,7 @@ func (t *twin) run(ask Ask, c Command) Result {
 			}
 			return Result{Code: NotHeld, Owner: t.busy(c.Locks)}
 		}
+		t.over[claimant{c.Owner, c.ID}] = t.over[claimant{c.Owner, c.ID}] || c.ID != RequestID{}
 		mine := func(owner string, id RequestID, locks []string) bool {
 			return owner == c.Owner && (c.ID == RequestID{} || c.ID == id) && meet(locks, c.Locks)
 		}
@@ -213,6 +216,11 @@ func (t *twin) run(ask Ask, c Command) Result {
 }
 
 func (t *twin) acquire(ask Ask, a Acquire) Result {
+	who := claimant{a.Owner, a.ID}
+	if a.Turn != 0 && (t.over[who] || a.Turn < t.turns[who]) {
+		return Result{Code: Superseded}
+	}
+	t.turns[who] = max(t.turns[who], a.Turn)
 	for _, name := range a.Locks {
 		for i, h := range t.holds {
 			if h.Owner != a.Owner || h.ID != a.ID || !slices.Contains(h.Locks, name) {
