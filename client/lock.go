@@ -37,6 +37,7 @@ func (l *Locker) Lock(ctx context.Context) error {
 	a := &attempt{Locker: l, retries: l.retries()}
 	if a.id = l.opts.Request; a.id == [16]byte{} {
 		rand.Read(a.id[:])
+		a.counts = true
 	}
 	if w := l.opts.WaitLimit; w > 0 && !l.opts.Try {
 		a.until = time.Now().Add(w)
@@ -57,6 +58,9 @@ func (l *Locker) Lock(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
+		if a.adrift {
+			a.disown()
+		}
 		return err
 	}
 	l.held = a.hold
@@ -69,6 +73,9 @@ type attempt struct {
 	*Locker
 	retries *retries
 	id      [16]byte
+	counts  bool      // id is of this attempt alone, so that its requests have turns
+	turn    uint64    // of the latest request
+	adrift  bool      // a request may be at a server that we have lost, and be granted when nobody wants it
 	until   time.Time // end of the wait; zero if it has none
 	queued  bool      // the present server has, or may have, a place for us
 	waited  bool      // Hooks.Waiting has been told
@@ -88,7 +95,11 @@ func (a *attempt) ask(ctx context.Context, c *conn) error {
 		}
 	}
 	asked := bootTime()
+	if a.counts {
+		a.turn++
+	}
 	if err := c.request(a.request(), false); err != nil {
+		a.lose(c)
 		return err
 	}
 	// A server that works says at once that it speaks proto 2, that the lock is
@@ -99,11 +110,13 @@ func (a *attempt) ask(ctx context.Context, c *conn) error {
 		r, err := c.next(ctx, silence.C)
 		switch {
 		case errors.Is(err, errSilent):
+			a.lose(c)
 			return again("lock server %v: %w", c.at, err)
 		case err != nil && ctx.Err() != nil:
 			a.withdraw(c)
 			return err
 		case err != nil:
+			a.lose(c)
 			return err
 		}
 		silence.Stop()
@@ -123,6 +136,7 @@ func (a *attempt) ask(ctx context.Context, c *conn) error {
 		case transport.ReplyMoved:
 			a.servers.moved(c.at, r.Addrs)
 			a.queued = true
+			a.lose(c)
 			return again("lock server %v is stopping", c.at)
 		case transport.ReplyStatus:
 			return a.settle(c, r.Status, asked)
@@ -133,7 +147,7 @@ func (a *attempt) ask(ctx context.Context, c *conn) error {
 func (a *attempt) request() *transport.Request {
 	q := a.basic(transport.VerbLock)
 	q.Block = !a.opts.Try
-	q.ID = a.id
+	q.ID, q.Turn = a.id, a.turn
 	q.Start, q.Boot = a.start, a.boot
 	q.Lease = a.opts.Lease
 	if a.opts.All {
@@ -229,12 +243,21 @@ func (a *attempt) verify(c *conn, st transport.Status) error {
 	return nil
 }
 
+// lose notes that what a server makes of our request is not known. A request with
+// an id that others may use is theirs as well, and a server of IPC::Locker has no ids.
+func (a *attempt) lose(c *conn) {
+	a.adrift = a.adrift || a.counts && c.proto != 1
+}
+
 // withdraw makes sure that a request whose caller has given up takes no lock:
 // not even if the grant is on its way to us.
 func (a *attempt) withdraw(c *conn) {
-	if c.proto != 1 && a.cancel(c) {
-		return
-	}
+	a.adrift = a.adrift || c.proto == 1 || !a.cancel(c)
+}
+
+// disown gives the request up from another connection, and with it whatever has
+// come of it at servers that we have lost.
+func (a *attempt) disown() {
 	ctx, cancel := context.WithTimeout(context.Background(), cancelTime)
 	defer cancel()
 	// A server of IPC::Locker forgets a waiter that hangs up, but keeps a lock that

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -189,6 +190,10 @@ func TestWaitingSurvivesTheServer(t *testing.T) {
 	if qa.ID == [16]byte{} || (qa.ID != qb[0].ID && qa.ID != qb[1].ID) {
 		t.Error("it came back as somebody else")
 	}
+	mine := slices.IndexFunc(qb, func(q transport.Request) bool { return q.ID == qa.ID })
+	if qa.Turn != 1 || qb[mine].Turn != 2 {
+		t.Errorf("turn %d, and then %d", qa.Turn, qb[mine].Turn)
+	}
 	if shared.waiters("x") != 1 || shared.owner("x") != l.User() {
 		t.Error("it has lost its place")
 	}
@@ -199,6 +204,48 @@ func TestWaitingSurvivesTheServer(t *testing.T) {
 	}
 	if l.servers.order()[0].addr != b.addr() {
 		t.Error("the server that answers is not tried first")
+	}
+}
+
+// TestLostRequestIsGivenUp: a server that we have lost may take the lock for us later,
+// unless another one hears that nobody wants it.
+func TestLostRequestIsGivenUp(t *testing.T) {
+	shared := newTable()
+	a, b := newFake(t, 2, shared), newFake(t, 2, shared)
+	a.setIntercept(func(q transport.Request, _ io.Writer) bool {
+		if q.Verb == transport.VerbLock {
+			a.setDown(true)
+		}
+		return q.Verb == transport.VerbLock
+	})
+	b.setIntercept(func(q transport.Request, _ io.Writer) bool {
+		if q.Verb == transport.VerbLock {
+			b.cut()
+		}
+		return q.Verb == transport.VerbLock
+	})
+	for name, o := range map[string]Options{
+		"by itself":   {ConnectTries: 1},
+		"by its user": {ConnectTries: 1000, WaitLimit: 200 * time.Millisecond},
+		"of many":     {ConnectTries: 1, Request: [16]byte{1}},
+	} {
+		a.setDown(false)
+		before := len(b.requests(transport.VerbUnlock))
+		o.Locks = []string{"x"}
+		if err := locker(t, o, a, b).Lock(t.Context()); err == nil {
+			t.Fatalf("%s: locked", name)
+		}
+		locks := a.requests(transport.VerbLock)
+		lost, given := locks[len(locks)-1], b.requests(transport.VerbUnlock)[before:]
+		if o.Request != [16]byte{} {
+			if lost.Turn != 0 || len(given) != 0 {
+				t.Errorf("%s: turn %d, %d times given up what others may have", name, lost.Turn, len(given))
+			}
+			continue
+		}
+		if lost.Turn == 0 || len(given) != 1 || given[0].ID != lost.ID || given[0].Fence != 0 {
+			t.Errorf("%s: turn %d, given up by %+v", name, lost.Turn, given)
+		}
 	}
 }
 

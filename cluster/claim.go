@@ -26,7 +26,7 @@ type Claim struct {
 	undone    chan struct{} // closed when the cluster has seen to that; nil while it is not asked to
 }
 
-// Acquire asks for locks. The result is Granted, Queued, Busy or Refused. After
+// Acquire asks for locks. The result is Granted, Queued, Busy, Superseded or Refused. After
 // Queued, notify is called once with EventGranted, EventWithdrawn or
 // EventSuperseded; after a grant, at most once with EventReleased (for another
 // cause than the owner's wish) or EventSuperseded. It must not block, and it may be
@@ -228,6 +228,8 @@ func (c *Claim) again() *call {
 		case fsm.Granted:
 			c.notify(fsm.Event{Kind: fsm.EventGranted, Waited: true, Ask: ask, Owner: c.request.Owner, Locks: res.Locks, Fence: res.Fence})
 		case fsm.Queued:
+		case fsm.Superseded:
+			c.notify(fsm.Event{Kind: fsm.EventSuperseded, Ask: ask, Owner: c.request.Owner})
 		default:
 			c.notify(fsm.Event{Kind: fsm.EventWithdrawn, Ask: ask, Owner: c.request.Owner, By: res.Reason})
 		}

@@ -218,7 +218,7 @@ func (o *office) close() {
 // proposalSize is an upper bound of a command's encoded size in bytes, or close
 // to one; the log's decoder allows an entry some slack.
 func proposalSize(p fsm.Proposal) int {
-	const fixed = 96 // numbers, flags and lengths
+	const fixed = 112 // numbers, flags and lengths
 	size := fixed
 	switch c := p.Command.(type) {
 	case fsm.Acquire:

@@ -78,6 +78,9 @@ func (s *session) lock(q transport.Request) bool {
 	case fsm.Busy:
 		h.claim.Forget()
 		return s.answer(transport.Status{Owner: res.Owner})
+	case fsm.Superseded:
+		h.claim.Forget()
+		return s.refuse(errSuperseded)
 	}
 	h.claim.Forget()
 	return s.answer(transport.Status{Owner: res.Owner, Fault: refusal(res)})
@@ -346,7 +349,7 @@ func (s *session) hold(h *sessionHold) {
 // acquire is the fsm's form of a LOCK.
 func acquire(q transport.Request) fsm.Acquire {
 	a := fsm.Acquire{
-		Owner: q.User, ID: q.ID, Locks: q.Locks, Block: q.Block,
+		Owner: q.User, ID: q.ID, Turn: q.Turn, Locks: q.Locks, Block: q.Block,
 		Limit: millis(q.Timeout), Lease: millis(q.Lease), Slots: q.Slots,
 		Process:    fsm.Process{Host: q.Host, PID: q.PID, Start: q.Start, Boot: q.Boot},
 		Autounlock: q.Autounlock,

@@ -21,7 +21,7 @@
 // A client that sends "proto 2" is answered "proto 2 NODE" and may then use, as
 // well, the settings
 //
-//	request HEX32          which of several requests of one user; 0s = the only one
+//	request HEX32 [TURN]   which of several requests of one user; 0s = the only one
 //	choice any|all         of the locks: the first free one, or all at once
 //	mode exclusive|shared|slots N
 //	lease SECONDS          the hold ends unless renewed within this time; 0 = none
@@ -36,6 +36,11 @@
 //	HOLDS    "hold JSON" and "waiter JSON" lines, and a blank line
 //	PING     "pong"
 //	ANCHOR   "anchored FENCE": see below
+//
+// TURN counts the times that a client makes its request anew: 1, 2 and so on. A
+// LOCK that comes behind one of a later turn, or behind an UNLOCK of that request
+// without a fence, is answered with "superseded", however late and whatever has become
+// of the others. So who numbers turns takes another id for its next LOCK.
 //
 // CANCEL is the one verb that is read while a LOCK waits. It is answered by a
 // status block with the error cancelled, which also stands for the answer of the

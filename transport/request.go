@@ -91,6 +91,7 @@ type Request struct {
 
 	Proto  int // 1, or 2 once the client has said so; the fields below are zero before
 	ID     [16]byte
+	Turn   uint64 // of a LOCK: the how manieth request under an ID that is used for one purpose only; 0 = not counted
 	Choice Choice
 	Mode   Mode
 	Slots  uint32
@@ -173,6 +174,10 @@ func (q *Request) appendProcess(dst []byte) []byte {
 func (q *Request) appendProto2(dst []byte) []byte {
 	dst = append(dst, "request "...)
 	dst = hex.AppendEncode(dst, q.ID[:])
+	if q.Turn != 0 {
+		dst = append(dst, ' ')
+		dst = strconv.AppendUint(dst, q.Turn, 10)
+	}
 	dst = append(dst, "\nfence "...)
 	dst = strconv.AppendUint(dst, q.Fence, 10)
 	dst = append(dst, '\n')

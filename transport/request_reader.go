@@ -168,12 +168,15 @@ func (r *Reader) takeProto2(key string, rest []byte) {
 	switch key {
 	case "request":
 		r.faults[setID] = nil
-		r.set.ID = [16]byte{}
-		if v := firstWord(rest); len(v) != 2*len(r.set.ID) {
+		r.set.ID, r.set.Turn = [16]byte{}, 0
+		w, turn := word(rest)
+		if v := string(w); len(v) != 2*len(r.set.ID) {
 			r.faults[setID] = faultf(WordBadRequest, "request wants 32 hexadecimal digits, not %s", quote(v))
 		} else if _, err := hex.Decode(r.set.ID[:], []byte(v)); err != nil {
 			r.set.ID = [16]byte{}
 			r.faults[setID] = faultf(WordBadRequest, "request wants 32 hexadecimal digits, not %s", quote(v))
+		} else if len(turn) > 0 {
+			r.set.Turn, r.faults[setID] = number("the turn of a request", firstWord(turn))
 		}
 	case "choice":
 		r.faults[setChoice] = nil

@@ -49,11 +49,11 @@ func TestReader(t *testing.T) {
 			nil,
 		},
 		{
-			"extensions", "proto 2\nrequest 0a0000000000000000000000000000ff\nchoice all\nmode slots 3\nlease 1.5\nstart 7\nboot b\nwait 0.25\nfence 18446744073709551615\nlocks x\nLOCK\nDEAD_PID h 5\nPING\n",
+			"extensions", "proto 2\nrequest 0a0000000000000000000000000000ff 18446744073709551615\nchoice all\nmode slots 3\nlease 1.5\nstart 7\nboot b\nwait 0.25\nfence 18446744073709551615\nlocks x\nLOCK\nrequest 0a0000000000000000000000000000ff\nDEAD_PID h 5\nPING\n",
 			[]Request{
 				{Verb: VerbProto, Proto: 2},
 				{
-					Verb: VerbLock, Proto: 2, ID: id, Choice: ChoiceAll, Mode: ModeSlots, Slots: 3, Lease: 1500 * time.Millisecond,
+					Verb: VerbLock, Proto: 2, ID: id, Turn: 1<<64 - 1, Choice: ChoiceAll, Mode: ModeSlots, Slots: 3, Lease: 1500 * time.Millisecond,
 					Start: 7, Boot: "b", Wait: 250 * time.Millisecond, Fence: 1<<64 - 1, Locks: []string{"x"}, LocksGen: 1,
 				},
 				{
@@ -102,6 +102,10 @@ func TestFault(t *testing.T) {
 		{"timeout inf\nLOCK\n", WordBadRequest},
 		{"timeout\nLOCK\n", WordBadRequest},
 		{"timeout soon\nSTATUS\n", ""},
+		{"proto 2\nrequest " + strings.Repeat("0a", 16) + " 7 8\nLOCK\n", ""},
+		{"proto 2\nrequest " + strings.Repeat("0a", 16) + " -7\nLOCK\n", WordBadRequest},
+		{"proto 2\nrequest " + strings.Repeat("0a", 16) + " x\nLOCK\n", WordBadRequest},
+		{"proto 2\nrequest " + strings.Repeat("0a", 17) + "\nLOCK\n", WordBadRequest},
 		{"timeout soon\ntimeout 1\nLOCK\n", ""},
 		{"locks " + long + "\nUNLOCK\n", WordTooLong},
 		{"user " + long + "\nUNLOCK\n", WordTooLong},
@@ -270,6 +274,10 @@ func TestAppend(t *testing.T) {
 		{
 			Request{Verb: VerbDeadPID, User: "U", Locks: []string{"A"}, DeadHost: "h", DeadPID: 7},
 			"user U\nlocks A\nblock 0\ntimeout 0\nDEAD_PID h 7\n\nEOF\n\n",
+		},
+		{
+			Request{Verb: VerbRenew, Proto: 2, User: "U", ID: [16]byte{15: 255}, Turn: 12, Fence: 3},
+			"proto 2\nuser U\nlocks\nblock 0\ntimeout 0\nautounlock 0\nrequest 000000000000000000000000000000ff 12\nfence 3\nRENEW\n\nEOF\n\n",
 		},
 		{
 			Request{Verb: VerbAnchor, Proto: 2, User: "U", Fence: 3, PID: 9, Host: "h", Start: 5, Boot: "b/1"},
