@@ -24,13 +24,17 @@ func (n *Node) watchLeadership(notify <-chan bool) {
 	var mu sync.Mutex
 	leads := false
 	turn := make(chan struct{}, 1)
-	n.run(func() {
+	// Not by run, which starts nothing when the node has been stopped meanwhile:
+	// whoever stops it waits for the end of the terms.
+	var serving sync.WaitGroup
+	serving.Go(func() {
 		n.serveTerms(turn, func() bool {
 			mu.Lock()
 			defer mu.Unlock()
 			return leads
 		})
 	})
+	defer serving.Wait()
 	for {
 		select {
 		case <-n.ctx.Done():

@@ -332,6 +332,9 @@ func (n *Node) handOver(ctx context.Context) {
 	if n.raft == nil || n.office.Load() == nil || len(n.voters()) < 2 {
 		return
 	}
+	if errors.Is(n.Err(), ErrDisk) {
+		return // Raft hangs with its disk, and would never answer
+	}
 	ctx, cancel := context.WithTimeout(ctx, handover)
 	defer cancel()
 	if err := waitFor(ctx, n.raft.LeadershipTransfer().Error); err != nil {
