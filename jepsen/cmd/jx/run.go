@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/lockerd/lockerd/jepsen/check"
+	"github.com/lockerd/lockerd/jepsen/nemesis"
+	"github.com/lockerd/lockerd/jepsen/report"
+	"github.com/lockerd/lockerd/jepsen/run"
+	"github.com/lockerd/lockerd/jepsen/workload"
+)
+
+// options are those of all commands that run clusters.
+type options struct {
+	run.Config
+	race bool
+	root string // directory of all stored runs
+}
+
+func (o *options) flags(fs *pflag.FlagSet) {
+	fs.IntVar(&o.Nodes, "nodes", 3, "`number` of servers")
+	fs.IntVar(&o.Clients, "clients", 10, "`number` of clients")
+	fs.IntVar(&o.Locks, "locks", 5, "`number` of locks")
+	fs.Float64Var(&o.Rate, "rate", 200, "actions a second that all clients together try to do")
+	fs.DurationVar(&o.Time, "time", 20*time.Second, "how `long` there are faults")
+	fs.Uint64Var(&o.Seed, "seed", 0, "of the schedule; 0 takes one at random and prints it")
+	fs.StringVar(&o.Binary, "lockerd", "", "test this `program`; default: built from this source tree")
+	fs.BoolVar(&o.race, "race", false, "build it with the race detector")
+	fs.StringVar(&o.root, "store", "store", "`directory` for what runs leave to look at")
+}
+
+func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
+	fs := newFlags("run", "[OPTION]...", out)
+	var o options
+	fs.StringVar(&o.Workload, "workload", "mutex", "what clients do; see jx list")
+	fs.StringSliceVar(&o.Nemesis, "nemesis", nil, "faults, with commas between; all for every one; default none")
+	fs.BoolVar(&o.NoGuard, "no-guard", false, "let the register take writes with old fences, as a control")
+	o.flags(fs)
+	if err := parse(fs, args, 0, 0); err != nil {
+		return exitPass, err
+	}
+	if len(o.Nemesis) == 1 && o.Nemesis[0] == "all" {
+		o.Nemesis = nemesis.Kinds()
+	}
+	if run.Inside() {
+		return inside(ctx, o.Config, out)
+	}
+	if err := o.Validate(); err != nil {
+		return exitUsage, usageError{err}
+	}
+	if err := o.prepare(ctx, out); err != nil {
+		return exitHarness, err
+	}
+	return one(o.Config)
+}
+
+// prepare completes the configuration: the program under test, the seed.
+func (o *options) prepare(ctx context.Context, out io.Writer) error {
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64N(1 << 32)
+	}
+	var err error
+	if o.root, err = filepath.Abs(o.root); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.root, 0o755); err != nil {
+		return fmt.Errorf("make a place for what runs leave: %w", err)
+	}
+	if o.Binary == "" {
+		o.Binary, err = build(ctx, filepath.Join(o.root, "bin"), o.race, "", "")
+		if err != nil {
+			return err
+		}
+	}
+	if o.Binary, err = filepath.Abs(o.Binary); err != nil {
+		return err
+	}
+	o.Commit = commit(ctx)
+	o.Store = filepath.Join(o.root, fmt.Sprintf("%s-%s-%s-%d", time.Now().Format("20060102-150405"), o.Workload, brief(o.Nemesis), o.Seed))
+	return os.MkdirAll(o.Store, 0o755)
+}
+
+func brief(kinds []string) string {
+	switch len(kinds) {
+	case 0:
+		return "none"
+	case 1, 2, 3:
+		return strings.Join(kinds, "+")
+	}
+	return fmt.Sprintf("%d-faults", len(kinds))
+}
+
+// build builds lockerd, with an overlay if one is given.
+func build(ctx context.Context, dir string, race bool, overlay, suffix string) (string, error) {
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the source tree (go list -m): %w; or give a --lockerd", err)
+	}
+	path := filepath.Join(dir, "lockerd"+suffix)
+	args := []string{"build", "-o", path}
+	if race {
+		args = append(args, "-race")
+	}
+	if overlay != "" {
+		args = append(args, "-overlay", overlay, "-ldflags=-checklinkname=0")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/lockerd")...)
+	cmd.Dir = strings.TrimSpace(string(root))
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build lockerd: %w: %s", err, b)
+	}
+	return path, nil
+}
+
+// commit names the source, as far as it can be known.
+func commit(ctx context.Context) string {
+	b, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// configVar carries the configuration to the program inside the sandbox.
+const configVar = "JX_CONFIG"
+
+// one does a run in a sandbox of its own.
+func one(c run.Config) (int, error) {
+	if err := run.SaveConfig(c); err != nil {
+		return exitHarness, err
+	}
+	if err := os.Setenv(configVar, c.Store); err != nil {
+		return exitHarness, err
+	}
+	code, err := run.Sandbox("run")
+	if err != nil {
+		return exitHarness, err
+	}
+	return code, nil
+}
+
+// inside does the run that the program outside has prepared.
+func inside(ctx context.Context, _ run.Config, out io.Writer) (int, error) {
+	c, err := run.LoadConfig(os.Getenv(configVar))
+	if err != nil {
+		return exitHarness, err
+	}
+	fmt.Fprintf(out, "%s under %s, seed %d, %v ... ", c.Workload, brief(c.Nemesis), c.Seed, c.Time)
+	in, err := run.Run(ctx, c)
+	if err != nil {
+		fmt.Fprintln(out, "broken off")
+		return exitHarness, fmt.Errorf("%w (what was recorded is in %s)", err, c.Store)
+	}
+	return judge(c, in, out)
+}
+
+// judge checks a history, stores the verdicts and prints them.
+func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
+	results := check.All(in)
+	sum := run.Summarize(in.Ops, in.Events)
+	err := errors.Join(run.SaveResults(c.Store, results), report.Write(c.Store, c, sum, in, results))
+	if err != nil {
+		return exitHarness, err
+	}
+	verdict := check.Overall(results)
+	fmt.Fprintf(out, "%s: %d operations (%d ok, %d fail, %d info), %d faults, %d leader changes, %d events\n", verdict,
+		sum.Ops, sum.Outcomes["ok"], sum.Outcomes["fail"], sum.Outcomes["info"], total(sum.Faults), sum.Leaders, sum.Events)
+	for _, r := range results {
+		if r.Verdict == check.Pass {
+			continue
+		}
+		fmt.Fprintf(out, "  %s: %s\n", r.Verdict, r.Check)
+		for _, p := range r.Problems {
+			fmt.Fprintf(out, "    %s\n", p)
+		}
+		if r.More > 0 {
+			fmt.Fprintf(out, "    and %d more\n", r.More)
+		}
+	}
+	if verdict == check.Pass {
+		return exitPass, nil
+	}
+	fmt.Fprintf(out, "  see %s\n  again: jx replay %s\n", filepath.Join(c.Store, report.Index), c.Store)
+	if verdict == check.Undecided {
+		return exitUndecided, nil
+	}
+	return exitFail, nil
+}
+
+func total(m map[string]int) int {
+	n := 0
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+func cmdList(_ context.Context, args []string, out io.Writer) (int, error) {
+	if err := parse(newFlags("list", "", out), args, 0, 0); err != nil {
+		return exitPass, err
+	}
+	fmt.Fprintln(out, "workloads")
+	for _, w := range workload.All {
+		fmt.Fprintf(out, "  %-10s %s\n", w.Name, w.About)
+	}
+	fmt.Fprintln(out, "faults")
+	for _, k := range nemesis.Kinds() {
+		fmt.Fprintf(out, "  %s\n", k)
+	}
+	return exitPass, nil
+}

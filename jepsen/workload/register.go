@@ -1,0 +1,69 @@
+package workload
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/lockerd/lockerd/jepsen/gen"
+	"github.com/lockerd/lockerd/jepsen/history"
+)
+
+// Register is what a lock protects: a set that is read as a whole and written back
+// as a whole, so that two who do so at a time lose what one of them has added.
+type Register struct {
+	mu    sync.Mutex
+	set   []int
+	fence uint64
+	last  int
+}
+
+// Read returns the set.
+func (r *Register) Read() []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.set)
+}
+
+// Write replaces the set. With guard it refuses a fence lower than one it has seen.
+func (r *Register) Write(set []int, fence uint64, guard bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if guard && fence < r.fence {
+		return false
+	}
+	r.set, r.fence = set, max(fence, r.fence)
+	return true
+}
+
+// element is a number that nobody has added yet.
+func (r *Register) element() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last++
+	return r.last
+}
+
+// add puts an element into the set under a lock.
+func (c *Client) add(ctx context.Context, a gen.Action) error {
+	h, err := c.acquire(c.options(names(a.Locks)))
+	if h == nil {
+		return err
+	}
+	r := &c.env.Register
+	set := r.Read()
+	_ = pause(ctx, a.Hold)
+	v := r.element()
+	note := history.Op{Process: c.process, Type: history.Invoke, F: history.Write, Fence: h.Fence, Owner: c.user, Value: itoa(v)}
+	c.env.Rec.Add(note)
+	note.Type = history.Fail
+	if r.Write(append(set, v), h.Fence, c.env.Guard) {
+		note.Type = history.OK
+	}
+	c.env.Rec.Add(note)
+	c.release(h)
+	return nil
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
