@@ -54,10 +54,11 @@ type End struct {
 	Workload string        `json:"workload"`
 	Loses    bool          `json:"loses,omitempty"` // holds may end without their owners' doing
 	Guard    bool          `json:"guard,omitempty"`
-	Healed   time.Duration `json:"healed"`         // when the last fault was healed
-	Recover  time.Duration `json:"recover"`        // from then until all nodes served; 0 = never
-	Fence    uint64        `json:"fence"`          // the last one given out
-	Kept     []string      `json:"kept,omitempty"` // users that hold or wait though they are gone
+	Nemesis  bool          `json:"nemesis,omitempty"` // faults were asked for
+	Healed   time.Duration `json:"healed"`            // when the last fault was healed
+	Recover  time.Duration `json:"recover"`           // from then until all nodes served; 0 = never
+	Fence    uint64        `json:"fence"`             // the last one given out
+	Kept     []string      `json:"kept,omitempty"`    // users that hold or wait though they are gone
 	Digests  []Digest      `json:"digests,omitempty"`
 	Set      []int         `json:"set,omitempty"`   // in the register
 	Ended    []string      `json:"ended,omitempty"` // processes that ended by themselves
@@ -72,14 +73,23 @@ type Digest struct {
 	Digest string `json:"digest"`
 }
 
+// needed is how many of the checks, the first ones, must have seen something.
+const needed = 3
+
 // All runs every check that makes sense for the workload.
 func All(in Input) []Result {
 	a := newAudit(in.Events, in.End.Fence)
 	pairs := history.Pairs(in.Ops)
 	results := []Result{
-		fences(pairs), order(pairs), reuse(in.Ops, pairs), exclusion(in, pairs),
-		losses(in, pairs, a), streams(in.Events, a), acknowledged(pairs, a),
+		fences(pairs), streams(in.Events, a), faults(in), order(pairs), reuse(pairs), exclusion(in, pairs),
+		losses(in, pairs, a), acknowledged(pairs, a),
 		queue(in, a), digests(in.End), leftovers(in.End), recovery(in, pairs), processes(in.End),
+	}
+	for i := range results[:needed] {
+		if results[i].Looked == 0 && results[i].Verdict == Pass {
+			results[i].Verdict = Undecided
+			results[i].Problems = []string{"there was nothing to look at"}
+		}
 	}
 	if in.End.Workload == "set" || in.End.Workload == "fenced" {
 		results = append(results, set(in, pairs))

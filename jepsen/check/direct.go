@@ -62,7 +62,7 @@ func order(pairs []history.Pair) Result {
 
 // reuse: after a release with a fence was acknowledged, nothing is acknowledged
 // for that fence any more. (T3)
-func reuse(ops []history.Op, pairs []history.Pair) Result {
+func reuse(pairs []history.Pair) Result {
 	r := Result{Check: "what was released is over", Verdict: Pass}
 	over := map[uint64]history.Pair{}
 	for _, p := range pairs {
@@ -238,6 +238,20 @@ func deaths(ops []history.Op) map[string]time.Duration {
 		}
 	}
 	return died
+}
+
+// faults: if there were to be faults, there were some.
+func faults(in Input) Result {
+	r := Result{Check: "faults were injected", Verdict: Pass}
+	if !in.End.Nemesis {
+		r.Looked = 1
+	}
+	for _, op := range in.Ops {
+		if op.Process == history.Nemesis && op.Type == history.OK {
+			r.Looked++
+		}
+	}
+	return r
 }
 
 // digests: the tables of all nodes are equal where their logs are. (A3)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,7 +29,6 @@ type Options struct {
 	Nodes  int
 	Disks  string // directory of a tmpfs, for images and mount points
 	Logs   string // directory for what the nodes print
-	Env    []string
 }
 
 // Cluster is a number of nodes.
@@ -43,10 +43,23 @@ type Node struct {
 	Host *netns.Host
 	Disk *disk.Disk
 	http string // the base of its HTTP port
+
+	clock string // the file that its clock is set by
 }
 
 // Client is the address of the node's client port.
 func (n *Node) Client() string { return net.JoinHostPort(n.Host.IP, clientPort) }
+
+// SetClock sets the node's clock, if it was built with one that can be set: the
+// rate of the monotonic clock, and the offset of the wall clock.
+func (n *Node) SetClock(rate float64, offset time.Duration) error {
+	// Whole at once: the node may read it at any moment.
+	next := n.clock + ".next"
+	if err := os.WriteFile(next, []byte(fmt.Sprintf("%g %v\n", rate, offset)), 0o600); err != nil {
+		return fmt.Errorf("set the clock of %s: %w", n.Name, err)
+	}
+	return os.Rename(next, n.clock)
+}
 
 // Start runs the node on its host.
 func (n *Node) Start() error { return n.Proc.Start(n.Host.Within) }
@@ -76,9 +89,11 @@ func New(o Options) (*Cluster, error) {
 		if o.Nodes > 1 {
 			args = append(args, "--bootstrap-expect", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","))
 		}
+		clock := filepath.Join(o.Disks, name+".clock")
 		n := &Node{
-			Proc: &proc.Proc{Name: name, Path: o.Binary, Args: args, Env: o.Env, Log: filepath.Join(o.Logs, "lockerd-"+name+".log")},
-			Host: h, Disk: d, http: "http://" + net.JoinHostPort(h.IP, httpPort),
+			clock: clock,
+			Proc:  &proc.Proc{Name: name, Path: o.Binary, Args: args, Env: []string{"JX_CLOCK=" + clock}, Log: filepath.Join(o.Logs, "lockerd-"+name+".log")},
+			Host:  h, Disk: d, http: "http://" + net.JoinHostPort(h.IP, httpPort),
 		}
 		c.Nodes = append(c.Nodes, n)
 		if err := n.Start(); err != nil {

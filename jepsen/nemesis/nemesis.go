@@ -22,6 +22,8 @@ type Env struct {
 	// Freezing tells somebody who outlives this process which directory's file
 	// system is frozen, and that it is not any more. May be nil.
 	Freezing func(dir string, frozen bool)
+	// Clocks says that the nodes were built with clocks that can be set.
+	Clocks bool
 }
 
 // fault is one kind. It returns what it did, in words, and how to undo it.
@@ -40,6 +42,7 @@ var kinds = map[string]fault{
 	"kill":      kill,
 	"killall":   killAll,
 	"pause":     pause,
+	"pauselead": pauseLeader,
 	"pauseall":  pauseAll,
 	"restart":   restart,
 	"rolling":   rolling,
@@ -47,10 +50,15 @@ var kinds = map[string]fault{
 	"powerall":  powerAll,
 	"stall":     stall,
 	"full":      full,
+	"clockjump": clockJump,
+	"clockrate": clockRate,
 }
 
 // Kinds are the names of all faults.
 func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
+
+// NeedsClock says whether a fault needs nodes with clocks that can be set.
+func NeedsClock(kind string) bool { return kind == "clockjump" || kind == "clockrate" }
 
 // Known says whether there is such a fault.
 func Known(kind string) bool { return kinds[kind] != nil }

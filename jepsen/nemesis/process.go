@@ -41,6 +41,10 @@ func pause(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, e
 	return paused(e.some(ctx, rng))
 }
 
+func pauseLeader(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	return paused([]*db.Node{e.leader(ctx, rng)})
+}
+
 func pauseAll(_ context.Context, e *Env, _ *rand.Rand) (string, func() error, error) {
 	return paused(e.Cluster.Nodes)
 }

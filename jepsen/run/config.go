@@ -20,6 +20,7 @@ type Config struct {
 	Rate     float64       `json:"rate"`
 	Time     time.Duration `json:"time"`
 	Seed     uint64        `json:"seed"`
+	Clocks   bool          `json:"clocks,omitempty"` // the binary has a clock that can be set
 	NoGuard  bool          `json:"no_guard,omitempty"`
 	Commit   string        `json:"commit,omitempty"`
 	Binary   string        `json:"binary"`
@@ -34,6 +35,9 @@ func (c Config) Validate() error {
 	for _, k := range c.Nemesis {
 		if !nemesis.Known(k) {
 			return fmt.Errorf("no fault %q", k)
+		}
+		if nemesis.NeedsClock(k) && !c.Clocks {
+			return fmt.Errorf("fault %s needs servers with clocks that can be set", k)
 		}
 	}
 	switch {

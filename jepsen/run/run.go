@@ -84,7 +84,7 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	for _, n := range s.cluster.Nodes {
 		s.env.Hosts = append(s.env.Hosts, n.Client())
 	}
-	end := check.End{Workload: s.Workload, Loses: s.work.Loses, Guard: !s.NoGuard}
+	end := check.End{Workload: s.Workload, Loses: s.work.Loses, Guard: !s.NoGuard, Nemesis: len(s.Nemesis) > 0}
 	err = s.faultsAndClients(ctx, &end)
 	if err == nil {
 		err = s.conclude(ctx, &end)
@@ -113,7 +113,7 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 	faults, stopFaults := context.WithTimeout(ctx, s.Time)
 	defer stopFaults()
 	schedule := gen.Schedule(s.Seed, s.Nemesis, s.Time, gen.DefaultRhythm)
-	err := nemesis.Run(faults, &nemesis.Env{Cluster: s.cluster, Rec: s.rec, Freezing: s.freezing}, schedule)
+	err := nemesis.Run(faults, &nemesis.Env{Cluster: s.cluster, Rec: s.rec, Freezing: s.freezing, Clocks: s.Clocks}, schedule)
 	if err == nil {
 		<-faults.Done()
 		end.Healed = s.rec.Now()
@@ -260,6 +260,11 @@ func SaveConfig(c Config) error { return writeJSON(filepath.Join(c.Store, config
 // SaveResults stores the verdicts on a run.
 func SaveResults(dir string, results []check.Result) error {
 	return writeJSON(filepath.Join(dir, resultFile), results)
+}
+
+// LoadResults reads the verdicts on a run.
+func LoadResults(dir string) (results []check.Result, err error) {
+	return results, readJSON(filepath.Join(dir, resultFile), &results)
 }
 
 func writeJSON(path string, v any) error {

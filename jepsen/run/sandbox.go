@@ -30,8 +30,9 @@ const stopTime = 20 * time.Second
 func Inside() bool { return os.Getenv(insideVar) != "" }
 
 // Sandbox runs this program again, with other arguments, in namespaces of its
-// own: network, mounts and processes. It returns the exit status.
-func Sandbox(args ...string) (int, error) {
+// own: network, mounts and processes. All that it prints goes to out. It returns the
+// exit status.
+func Sandbox(out io.Writer, args ...string) (int, error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("a run makes namespaces and file systems, for which it must be root")
 	}
@@ -49,7 +50,7 @@ func Sandbox(args ...string) (int, error) {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideVar+"="+dir)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{tell}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
@@ -117,12 +118,13 @@ func guard(told io.Reader, pid int, ended <-chan struct{}) {
 	}
 	<-ended
 	for _, f := range open {
-		_ = unix.IoctlSetInt(int(f.Fd()), ioctlThaw, 0) // it may have been thawed
+		_ = unix.IoctlSetInt(int(f.Fd()), IoctlThaw, 0) // it may have been thawed
 		_ = f.Close()
 	}
 }
 
-const ioctlThaw = 0xc0045878 // FITHAW of ioctl_fsfreeze(2)
+// IoctlThaw is FITHAW of ioctl_fsfreeze(2).
+const IoctlThaw = 0xc0045878
 
 // tellFD is where the program inside tells of file systems that it freezes.
 const tellFD = 3

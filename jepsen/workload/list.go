@@ -73,6 +73,13 @@ var All = []Workload{
 		},
 	},
 	{
+		Name: "autounlock", About: "holds of processes, half of which are killed", Loses: true,
+		Mix: func(m *gen.Mix) { m.Read, m.Hold = 0, 50*time.Millisecond },
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			return c.holdOfChild(ctx, a)
+		},
+	},
+	{
 		Name: "break", About: "holds that anybody may break", Loses: true,
 		Mix: func(m *gen.Mix) { m.Hold = 50 * time.Millisecond },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {

@@ -58,7 +58,7 @@ type command func(ctx context.Context, args []string, out io.Writer) (int, error
 
 var commands = map[string]command{
 	"run": cmdRun, "ci": cmdCI, "all": cmdAll, "soak": cmdSoak, "check": cmdCheck, "replay": cmdReplay,
-	"selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList,
+	insideCommand: cmdInside, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList,
 }
 
 func main() {

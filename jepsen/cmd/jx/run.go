@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/lockerd/lockerd/jepsen/check"
 	"github.com/lockerd/lockerd/jepsen/nemesis"
+	"github.com/lockerd/lockerd/jepsen/overlay"
 	"github.com/lockerd/lockerd/jepsen/report"
 	"github.com/lockerd/lockerd/jepsen/run"
 	"github.com/lockerd/lockerd/jepsen/workload"
@@ -24,8 +26,9 @@ import (
 // options are those of all commands that run clusters.
 type options struct {
 	run.Config
-	race bool
-	root string // directory of all stored runs
+	race      bool
+	snapshots bool
+	root      string // directory of all stored runs
 }
 
 func (o *options) flags(fs *pflag.FlagSet) {
@@ -37,6 +40,7 @@ func (o *options) flags(fs *pflag.FlagSet) {
 	fs.Uint64Var(&o.Seed, "seed", 0, "of the schedule; 0 takes one at random and prints it")
 	fs.StringVar(&o.Binary, "lockerd", "", "test this `program`; default: built from this source tree")
 	fs.BoolVar(&o.race, "race", false, "build it with the race detector")
+	fs.BoolVar(&o.snapshots, "snapshots", false, "build it to take a snapshot every 16 KiB of log")
 	fs.StringVar(&o.root, "store", "store", "`directory` for what runs leave to look at")
 }
 
@@ -53,20 +57,18 @@ func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
 	if len(o.Nemesis) == 1 && o.Nemesis[0] == "all" {
 		o.Nemesis = nemesis.Kinds()
 	}
-	if run.Inside() {
-		return inside(ctx, o.Config, out)
-	}
+	o.Clocks = o.Binary != "" || slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock)
 	if err := o.Validate(); err != nil {
 		return exitUsage, usageError{err}
 	}
-	if err := o.prepare(ctx, out); err != nil {
+	if err := o.prepare(ctx); err != nil {
 		return exitHarness, err
 	}
 	return one(o.Config)
 }
 
-// prepare completes the configuration: the program under test, the seed.
-func (o *options) prepare(ctx context.Context, out io.Writer) error {
+// prepare completes the configuration: the program under test, the seed, the place.
+func (o *options) prepare(ctx context.Context) error {
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64N(1 << 32)
 	}
@@ -74,12 +76,8 @@ func (o *options) prepare(ctx context.Context, out io.Writer) error {
 	if o.root, err = filepath.Abs(o.root); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.root, 0o755); err != nil {
-		return fmt.Errorf("make a place for what runs leave: %w", err)
-	}
 	if o.Binary == "" {
-		o.Binary, err = build(ctx, filepath.Join(o.root, "bin"), o.race, "", "")
-		if err != nil {
+		if o.Binary, err = o.build(ctx); err != nil {
 			return err
 		}
 	}
@@ -87,8 +85,17 @@ func (o *options) prepare(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	o.Commit = commit(ctx)
-	o.Store = filepath.Join(o.root, fmt.Sprintf("%s-%s-%s-%d", time.Now().Format("20060102-150405"), o.Workload, brief(o.Nemesis), o.Seed))
-	return os.MkdirAll(o.Store, 0o755)
+	return o.place()
+}
+
+// place makes the directory of a run.
+func (o *options) place() error {
+	name := fmt.Sprintf("%s-%s-%s-%d", time.Now().Format("20060102-150405"), o.Workload, brief(o.Nemesis), o.Seed)
+	o.Store = filepath.Join(o.root, name)
+	if err := os.MkdirAll(o.Store, 0o755); err != nil {
+		return fmt.Errorf("make a place for what the run leaves: %w", err)
+	}
+	return nil
 }
 
 func brief(kinds []string) string {
@@ -101,24 +108,51 @@ func brief(kinds []string) string {
 	return fmt.Sprintf("%d-faults", len(kinds))
 }
 
-// build builds lockerd, with an overlay if one is given.
-func build(ctx context.Context, dir string, race bool, overlay, suffix string) (string, error) {
-	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+// build builds the server that the options want, and says what it is for.
+func (o *options) build(ctx context.Context) (string, error) {
+	var patches []overlay.Patch
+	suffix := ""
+	if o.snapshots {
+		patches = append(patches, overlay.Snapshots...)
+		suffix += "-snapshots"
+	}
+	if slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock) {
+		patches = append(patches, overlay.Clock...)
+		suffix += "-clock"
+		o.Clocks = true
+	}
+	if o.race {
+		suffix += "-race"
+	}
+	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, patches, o.race)
+}
+
+// build builds lockerd with some patches.
+func build(ctx context.Context, dir, name string, patches []overlay.Patch, race bool) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the source tree (go list -m): %w; or give a --lockerd", err)
 	}
-	path := filepath.Join(dir, "lockerd"+suffix)
+	root := strings.TrimSpace(string(out))
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err != nil {
+		return "", err
+	}
 	args := []string{"build", "-o", path}
 	if race {
 		args = append(args, "-race")
 	}
-	if overlay != "" {
-		args = append(args, "-overlay", overlay, "-ldflags=-checklinkname=0")
+	if len(patches) > 0 {
+		more, err := overlay.Write(ctx, root, path+".overlay", patches)
+		if err != nil {
+			return "", err
+		}
+		args = append(args, more...)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/lockerd")...)
-	cmd.Dir = strings.TrimSpace(string(root))
+	cmd.Dir = root
 	if b, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build lockerd: %w: %s", err, b)
+		return "", fmt.Errorf("build %s: %w: %s", name, err, b)
 	}
 	return path, nil
 }
@@ -136,22 +170,27 @@ func commit(ctx context.Context) string {
 const configVar = "JX_CONFIG"
 
 // one does a run in a sandbox of its own.
-func one(c run.Config) (int, error) {
+func one(c run.Config) (int, error) { return oneTo(c, os.Stdout) }
+
+func oneTo(c run.Config, out io.Writer) (int, error) {
 	if err := run.SaveConfig(c); err != nil {
 		return exitHarness, err
 	}
 	if err := os.Setenv(configVar, c.Store); err != nil {
 		return exitHarness, err
 	}
-	code, err := run.Sandbox("run")
+	code, err := run.Sandbox(out, insideCommand)
 	if err != nil {
 		return exitHarness, err
 	}
 	return code, nil
 }
 
-// inside does the run that the program outside has prepared.
-func inside(ctx context.Context, _ run.Config, out io.Writer) (int, error) {
+// insideCommand is what the program is called with inside the sandbox.
+const insideCommand = "inside"
+
+// cmdInside does the run that the program outside has prepared.
+func cmdInside(ctx context.Context, _ []string, out io.Writer) (int, error) {
 	c, err := run.LoadConfig(os.Getenv(configVar))
 	if err != nil {
 		return exitHarness, err

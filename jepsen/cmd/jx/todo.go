@@ -5,11 +5,7 @@ import (
 	"io"
 )
 
-func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error)       { return 70, nil }
-func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error)      { return 70, nil }
-func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error)     { return 70, nil }
-func cmdCheck(ctx context.Context, args []string, out io.Writer) (int, error)    { return 70, nil }
-func cmdReplay(ctx context.Context, args []string, out io.Writer) (int, error)   { return 70, nil }
-func cmdSelftest(ctx context.Context, args []string, out io.Writer) (int, error) { return 70, nil }
-func cmdServe(ctx context.Context, args []string, out io.Writer) (int, error)    { return 70, nil }
-func cmdSweep(ctx context.Context, args []string, out io.Writer) (int, error)    { return 70, nil }
+func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error)    { return 70, nil }
+func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error)   { return 70, nil }
+func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error)  { return 70, nil }
+func cmdServe(ctx context.Context, args []string, out io.Writer) (int, error) { return 70, nil }
