@@ -145,7 +145,8 @@ func queue(in Input, a *audit) Result {
 			}
 		case "granted":
 			r.Looked++
-			if len(q) > 0 && i != 0 {
+			// A lower ticket may be of one that waits for another lock as well.
+			if len(q) > 0 && (e.Ticket == 0 || e.Ticket > q[0].ticket) {
 				r.problem(0, "%s: %s gave fence %d to ticket %d of %s, while ticket %d waited since before", e.Locks[0], e.Node, e.Fence, e.Ticket, e.Owner, q[0].ticket)
 			}
 			if i >= 0 {

@@ -54,6 +54,7 @@ type End struct {
 	Workload string        `json:"workload"`
 	Loses    bool          `json:"loses,omitempty"` // holds may end without their owners' doing
 	Guard    bool          `json:"guard,omitempty"`
+	Hasten   float64       `json:"hasten,omitempty"`  // servers' clocks ran up to so much faster than ours; 0 is 1
 	Nemesis  bool          `json:"nemesis,omitempty"` // faults were asked for
 	Healed   time.Duration `json:"healed"`            // when the last fault was healed
 	Recover  time.Duration `json:"recover"`           // from then until all nodes served; 0 = never
@@ -64,6 +65,11 @@ type End struct {
 	Ended    []string      `json:"ended,omitempty"` // processes that ended by themselves
 	Logs     []string      `json:"logs,omitempty"`  // lines of panics and races
 	Agree    bool          `json:"agree"`           // the digests were compared at one index
+}
+
+// least is the shortest time that a span of the servers' clocks may take.
+func (e End) least(span time.Duration) time.Duration {
+	return time.Duration(float64(span) / max(e.Hasten, 1))
 }
 
 // Digest is a node's table at a place in the log.

@@ -213,6 +213,7 @@ func TestCertainHolds(t *testing.T) {
 		"not ended":      {func(*script) {}, Fail},
 		"limit over":     {func(s *script) { s.ops[0].Limit = 3 * time.Millisecond }, Pass},
 		"limit to come":  {func(s *script) { s.ops[0].Limit = time.Second }, Fail},
+		"limit hastened": {func(s *script) { s.ops[0].Limit, s.end.Hasten = 8*time.Millisecond, 4 }, Pass},
 		"broken":         {func(s *script) { s.op(5, history.Invoke, history.Break, "l", "", 0) }, Pass},
 		"another broken": {func(s *script) { s.op(5, history.Invoke, history.Break, "other", "", 0) }, Fail},
 		"process died":   {func(s *script) { s.op(0, history.Info, history.Death, "l", "a", 0) }, Pass},

@@ -124,7 +124,7 @@ func spans(in Input, pairs []history.Pair) map[string][]span {
 			to = t
 		}
 		if p.Call.Limit > 0 {
-			to = min(to, p.Call.Time+p.Call.Limit)
+			to = min(to, p.Call.Time+in.End.least(p.Call.Limit))
 		}
 		if t, ok := died[p.Call.Owner]; ok {
 			to = min(to, t)
@@ -191,7 +191,7 @@ func losses(in Input, pairs []history.Pair, a *audit) Result {
 		case granted(p):
 			r.Looked++
 			e, ok := a.ends[p.Return.Fence]
-			if why := early(p, e, died); ok && why != "" {
+			if why := early(in.End, p, e, died); ok && why != "" {
 				r.problem(p.Return.Index, "the hold of %s (op %d, fence %d) was ended by cause %s at %v, %s", p.Call.Owner, p.Return.Index, p.Return.Fence, e.Cause, e.Time, why)
 			}
 		case !in.End.Loses && p.Call.F == history.Release && p.Type() == history.Fail:
@@ -207,13 +207,13 @@ func losses(in Input, pairs []history.Pair, a *audit) Result {
 }
 
 // early says why a hold that was granted may not have ended as the servers say.
-func early(p history.Pair, e history.Event, died map[string]time.Duration) string {
+func early(end End, p history.Pair, e history.Event, died map[string]time.Duration) string {
 	switch e.Cause {
 	case "limit":
 		if p.Call.Limit == 0 {
 			return "and it had none"
 		}
-		if e.Time < p.Call.Time+p.Call.Limit {
+		if e.Time < p.Call.Time+end.least(p.Call.Limit) {
 			return fmt.Sprintf("and it was asked for at %v, for %v", p.Call.Time, p.Call.Limit)
 		}
 	case "process":

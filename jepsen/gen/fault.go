@@ -17,8 +17,10 @@ type Fault struct {
 // Rhythm is the pace of a schedule: each fault lasts, and is followed by a pause,
 // of a length between Shortest and Longest.
 type Rhythm struct {
-	Shortest, Longest           time.Duration
-	ShortestPause, LongestPause time.Duration
+	Shortest      time.Duration `json:"shortest"`
+	Longest       time.Duration `json:"longest"`
+	ShortestPause time.Duration `json:"shortest_pause"`
+	LongestPause  time.Duration `json:"longest_pause"`
 }
 
 // DefaultRhythm has a fault about every five seconds. A cluster needs up to two of
@@ -27,6 +29,12 @@ type Rhythm struct {
 var DefaultRhythm = Rhythm{
 	Shortest: 300 * time.Millisecond, Longest: 5 * time.Second,
 	ShortestPause: 500 * time.Millisecond, LongestPause: 4 * time.Second,
+}
+
+// Brisk is for short runs: a fault about every three seconds.
+var Brisk = Rhythm{
+	Shortest: 300 * time.Millisecond, Longest: 3 * time.Second,
+	ShortestPause: 500 * time.Millisecond, LongestPause: 2 * time.Second,
 }
 
 // Schedule spreads faults of the kinds over total, one after the other. All kinds

@@ -33,7 +33,11 @@ func clockJump(ctx context.Context, e *Env, rng *rand.Rand) (string, func() erro
 	return e.setClocks(e.some(ctx, rng), 1, jump)
 }
 
+// Fastest is the highest rate at which clockrate lets a clock run. The lowest is its
+// inverse.
+const Fastest = 4
+
 // clockRate lets the clocks of nodes run at a quarter to four times their pace.
 func clockRate(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
-	return e.setClocks(e.some(ctx, rng), math.Pow(4, 2*rng.Float64()-1), 0)
+	return e.setClocks(e.some(ctx, rng), math.Pow(Fastest, 2*rng.Float64()-1), 0)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lockerd/lockerd/jepsen/gen"
 	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/workload"
 )
@@ -20,6 +21,7 @@ type Config struct {
 	Rate     float64       `json:"rate"`
 	Time     time.Duration `json:"time"`
 	Seed     uint64        `json:"seed"`
+	Rhythm   gen.Rhythm    `json:"rhythm"`           // of the faults; zero is the default
 	Clocks   bool          `json:"clocks,omitempty"` // the binary has a clock that can be set
 	NoGuard  bool          `json:"no_guard,omitempty"`
 	Commit   string        `json:"commit,omitempty"`

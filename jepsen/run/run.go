@@ -85,6 +85,9 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 		s.env.Hosts = append(s.env.Hosts, n.Client())
 	}
 	end := check.End{Workload: s.Workload, Loses: s.work.Loses, Guard: !s.NoGuard, Nemesis: len(s.Nemesis) > 0}
+	if slices.Contains(s.Nemesis, "clockrate") {
+		end.Hasten = nemesis.Fastest
+	}
 	err = s.faultsAndClients(ctx, &end)
 	if err == nil {
 		err = s.conclude(ctx, &end)
@@ -112,7 +115,11 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 
 	faults, stopFaults := context.WithTimeout(ctx, s.Time)
 	defer stopFaults()
-	schedule := gen.Schedule(s.Seed, s.Nemesis, s.Time, gen.DefaultRhythm)
+	rhythm := s.Rhythm
+	if rhythm == (gen.Rhythm{}) {
+		rhythm = gen.DefaultRhythm
+	}
+	schedule := gen.Schedule(s.Seed, s.Nemesis, s.Time, rhythm)
 	err := nemesis.Run(faults, &nemesis.Env{Cluster: s.cluster, Rec: s.rec, Freezing: s.freezing, Clocks: s.Clocks}, schedule)
 	if err == nil {
 		<-faults.Done()
@@ -227,6 +234,7 @@ const (
 	endFile    = "end.json"
 	configFile = "config.json"
 	resultFile = "results.json"
+	sumFile    = "summary.json"
 )
 
 // Save stores the history of a run.
@@ -257,9 +265,14 @@ func LoadConfig(dir string) (c Config, err error) {
 // SaveConfig stores the configuration of a run in its directory.
 func SaveConfig(c Config) error { return writeJSON(filepath.Join(c.Store, configFile), c) }
 
-// SaveResults stores the verdicts on a run.
-func SaveResults(dir string, results []check.Result) error {
-	return writeJSON(filepath.Join(dir, resultFile), results)
+// SaveResults stores the verdicts on a run, and its figures.
+func SaveResults(dir string, results []check.Result, sum Summary) error {
+	return errors.Join(writeJSON(filepath.Join(dir, resultFile), results), writeJSON(filepath.Join(dir, sumFile), sum))
+}
+
+// LoadSummary reads the figures of a run.
+func LoadSummary(dir string) (s Summary, err error) {
+	return s, readJSON(filepath.Join(dir, sumFile), &s)
 }
 
 // LoadResults reads the verdicts on a run.

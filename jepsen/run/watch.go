@@ -121,3 +121,16 @@ func Summarize(ops []history.Op, events []history.Event) Summary {
 	}
 	return m
 }
+
+// Add adds the figures of another run.
+func (m *Summary) Add(o Summary) {
+	m.Ops += o.Ops
+	m.Leaders += o.Leaders
+	m.Events += o.Events
+	for k, n := range o.Outcomes {
+		m.Outcomes[k] += n
+	}
+	for k, n := range o.Faults {
+		m.Faults[k] += n
+	}
+}

@@ -134,7 +134,7 @@ func build(ctx context.Context, dir, name string, patches []overlay.Patch, race 
 		return "", fmt.Errorf("find the source tree (go list -m): %w; or give a --lockerd", err)
 	}
 	root := strings.TrimSpace(string(out))
-	path, err := filepath.Abs(filepath.Join(dir, name))
+	path, err := filepath.Abs(filepath.Join(dir, name)) // the overlay's files, too, are named from the root
 	if err != nil {
 		return "", err
 	}
@@ -208,7 +208,7 @@ func cmdInside(ctx context.Context, _ []string, out io.Writer) (int, error) {
 func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
 	results := check.All(in)
 	sum := run.Summarize(in.Ops, in.Events)
-	err := errors.Join(run.SaveResults(c.Store, results), report.Write(c.Store, c, sum, in, results))
+	err := errors.Join(run.SaveResults(c.Store, results, sum), report.Write(c.Store, c, sum, in, results))
 	if err != nil {
 		return exitHarness, err
 	}
