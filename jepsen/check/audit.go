@@ -110,13 +110,15 @@ func acknowledged(pairs []history.Pair, a *audit) Result {
 }
 
 // queue: who waits for one exclusive lock is served in the order of the places in
-// its queue, as long as it waits. A stream that was heard without a gap between
-// is believed; what it says was checked to be what all say.
+// its queue, as long as it waits. A stream is believed where it has no gap; what it
+// says was checked to be what all say. A node that got a snapshot has skipped what is
+// in it, as its fences and tickets show.
 func queue(in Input, a *audit) Result {
 	r := Result{Check: "first come, first served", Verdict: Pass}
 	type wait struct{ ticket uint64 }
 	type spot struct{ node, lock string }
 	waiting := map[spot][]wait{}
+	fence, ticket := map[string]uint64{}, map[string]uint64{}
 	forget := func(node string) {
 		for s := range waiting {
 			if s.node == node {
@@ -127,7 +129,12 @@ func queue(in Input, a *audit) Result {
 	for _, e := range in.Events {
 		if e.Gap {
 			forget(e.Node)
+			delete(fence, e.Node)
+			delete(ticket, e.Node)
 			continue
+		}
+		if e.Kind == "granted" && skips(fence, e.Node, e.Fence) || e.Kind == "queued" && skips(ticket, e.Node, e.Ticket) {
+			forget(e.Node)
 		}
 		if len(e.Locks) != 1 || e.Mode != "exclusive" {
 			// Other requests may pass each other lawfully: any-of takes another lock.
@@ -155,4 +162,11 @@ func queue(in Input, a *audit) Result {
 		}
 	}
 	return r
+}
+
+// skips says whether a number is not the next one of its node.
+func skips(last map[string]uint64, node string, n uint64) bool {
+	was := last[node]
+	last[node] = n
+	return was != 0 && n != was+1
 }

@@ -126,6 +126,9 @@ func spans(in Input, pairs []history.Pair) map[string][]span {
 		if p.Call.Limit > 0 {
 			to = min(to, p.Call.Time+in.End.least(p.Call.Limit))
 		}
+		if p.Call.Lease > 0 {
+			to = min(to, p.Call.Time+in.End.least(p.Call.Lease)) // a fault may keep its renewals off
+		}
 		if t, ok := died[p.Call.Owner]; ok {
 			to = min(to, t)
 		}
@@ -223,6 +226,9 @@ func early(end End, p history.Pair, e history.Event, died map[string]time.Durati
 	case "lease":
 		if p.Call.Lease == 0 {
 			return "and it had none"
+		}
+		if e.Time < p.Call.Time+end.least(p.Call.Lease) {
+			return fmt.Sprintf("and it was asked for at %v, with a lease of %v", p.Call.Time, p.Call.Lease)
 		}
 	case "undelivered", "node":
 		return "and its client had been told that it had it"

@@ -23,10 +23,13 @@ func modelled(pairs []history.Pair) bool {
 	return true
 }
 
+// Linearizable is the name of the check by porcupine.
+const Linearizable = "linearizable (porcupine)"
+
 // linearizable: there is an order of the operations on each lock that explains
 // everything that clients were told.
 func linearizable(in Input, pairs []history.Pair, a *audit) Result {
-	r := Result{Check: "linearizable (porcupine)", Verdict: Pass}
+	r := Result{Check: Linearizable, Verdict: Pass}
 	for lock, ops := range byLock(Operations(pairs, a)) {
 		r.Looked += len(ops)
 		switch porcupine.CheckOperationsTimeout(model.Lock, ops, checkTime) {

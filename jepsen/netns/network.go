@@ -124,7 +124,7 @@ func (h *Host) fill(set string, from []string) error {
 	})
 }
 
-// Lose drops percent of the packets that reach the host, at random.
+// Lose drops percent of the packets that reach the host, at random: 99 at most.
 func (h *Host) Lose(percent int) error {
 	return h.Within(func() error {
 		return nft(fmt.Sprintf("add rule inet jx losing numgen random mod 100 < %d drop\n", percent))

@@ -44,7 +44,7 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	if err := c.Validate(); err != nil {
 		return in, err
 	}
-	dir, freezing, err := enter()
+	dir, freezing, err := Enter()
 	if err != nil {
 		return in, err
 	}

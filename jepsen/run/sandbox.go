@@ -129,8 +129,8 @@ const IoctlThaw = 0xc0045878
 // tellFD is where the program inside tells of file systems that it freezes.
 const tellFD = 3
 
-// enter prepares the sandbox from inside, and returns its directory, a tmpfs.
-func enter() (dir string, freezing func(dir string, frozen bool), err error) {
+// Enter prepares the sandbox from inside, and returns its directory, a tmpfs.
+func Enter() (dir string, freezing func(dir string, frozen bool), err error) {
 	dir = os.Getenv(insideVar)
 	if os.Getpid() != 1 || dir == "" {
 		return "", nil, errors.New("not in a sandbox")

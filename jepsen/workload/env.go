@@ -24,7 +24,6 @@ type Env struct {
 	Rate    float64 // actions a second, of all clients together
 	Guard   bool    // the register refuses old fences
 	Break   Breaker
-	Self    string // this program, to run holders that can be paused
 
 	Register Register
 

@@ -94,6 +94,13 @@ var All = []Workload{
 		},
 	},
 	{
+		Name: "fenced", About: "as set, by processes of which some are stopped past their leases", Loses: true,
+		Mix: func(m *gen.Mix) { m.Locks, m.Try, m.Read = 1, 0, 0 },
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			return c.addByHolder(ctx, a)
+		},
+	},
+	{
 		Name: "set", About: "add to a set under the lock: read, work, write back",
 		Mix: func(m *gen.Mix) { m.Locks, m.Try, m.Read = 1, 0, 0 },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {

@@ -54,16 +54,20 @@ func (c *Client) add(ctx context.Context, a gen.Action) error {
 	r := &c.env.Register
 	set := r.Read()
 	_ = pause(ctx, a.Hold)
-	v := r.element()
-	note := history.Op{Process: c.process, Type: history.Invoke, F: history.Write, Fence: h.Fence, Owner: c.user, Value: itoa(v)}
-	c.env.Rec.Add(note)
-	note.Type = history.Fail
-	if r.Write(append(set, v), h.Fence, c.env.Guard) {
-		note.Type = history.OK
-	}
-	c.env.Rec.Add(note)
+	c.write(set, h.Fence)
 	c.release(h)
 	return nil
 }
 
-func itoa(n int) string { return strconv.Itoa(n) }
+// write writes back a set that was read, with a new element.
+func (c *Client) write(set []int, fence uint64) {
+	r := &c.env.Register
+	v := r.element()
+	note := history.Op{Process: c.process, Type: history.Invoke, F: history.Write, Fence: fence, Owner: c.user, Value: strconv.Itoa(v)}
+	c.env.Rec.Add(note)
+	note.Type = history.Fail
+	if r.Write(append(set, v), fence, c.env.Guard) {
+		note.Type = history.OK
+	}
+	c.env.Rec.Add(note)
+}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+
+	"github.com/lockerd/lockerd/jepsen/workload"
 )
 
 // Exit statuses. Undecided is its own: it is no pass.
@@ -58,7 +60,7 @@ type command func(ctx context.Context, args []string, out io.Writer) (int, error
 
 var commands = map[string]command{
 	"run": cmdRun, "ci": cmdCI, "all": cmdAll, "soak": cmdSoak, "check": cmdCheck, "replay": cmdReplay,
-	insideCommand: cmdInside, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList,
+	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList,
 }
 
 func main() {

@@ -22,7 +22,6 @@ import (
 type job struct {
 	workload string
 	nemesis  []string
-	nodes    int // 0 is what the options say
 }
 
 // selection is what continuous integration runs. Together it has most kinds of

@@ -204,6 +204,11 @@ func cmdInside(ctx context.Context, _ []string, out io.Writer) (int, error) {
 	return judge(c, in, out)
 }
 
+// cmdHolder is a process that holds a lock, started by the fenced workload.
+func cmdHolder(_ context.Context, args []string, out io.Writer) (int, error) {
+	return exitPass, workload.Holder(args, out)
+}
+
 // judge checks a history, stores the verdicts and prints them.
 func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
 	results := check.All(in)
