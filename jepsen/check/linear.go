@@ -105,6 +105,9 @@ func Operations(pairs []history.Pair, a *audit) []porcupine.Operation {
 			case history.OK:
 				ended[p.Call.Fence] = ended[p.Call.Fence] || e.Cause == "owner"
 			case history.Fail:
+				if p.Call.Lease > 0 {
+					continue // a lease is over for its holder before it is so for others
+				}
 				out.Status = model.NotHeld
 			default:
 				out.Status = model.Unknown

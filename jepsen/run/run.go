@@ -92,7 +92,7 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	if err == nil {
 		err = s.conclude(ctx, &end)
 	}
-	end.Set = s.env.Register.Read()
+	end.Set = s.env.Register.Set()
 	s.awaitFence(tail, end.Fence)
 	in = check.Input{Ops: s.rec.Ops(), Events: tail.Stop(), End: end}
 	stopped = true

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,18 @@ const stopTime = 20 * time.Second
 
 // Inside says whether this process is in a sandbox.
 func Inside() bool { return os.Getenv(insideVar) != "" }
+
+// Alive says whether a process is in the sandbox of a directory.
+func Alive(dir string) bool {
+	paths, _ := filepath.Glob("/proc/[0-9]*/environ") // the pattern is sound
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err == nil && slices.Contains(strings.Split(string(b), "\x00"), insideVar+"="+dir) {
+			return true
+		}
+	}
+	return false
+}
 
 // Sandbox runs this program again, with other arguments, in namespaces of its
 // own: network, mounts and processes. All that it prints goes to out. It returns the

@@ -35,10 +35,12 @@ const (
 //	held FENCE
 //	read
 //	write FENCE
-//	released | lost | failed ERROR
+//	done
+//	released | lost
 //
-// The process at the other end of out does it for it, and keeps the history.
-func Holder(args []string, out io.Writer) error {
+// The process at the other end of out does it for it, and keeps the history. After
+// done it waits for a line on in, so that the release is noted before it is asked for.
+func Holder(args []string, in io.Reader, out io.Writer) error {
 	if len(args) < 3 {
 		return fmt.Errorf("a holder needs a user, a lock and servers, not %q", args)
 	}
@@ -61,6 +63,10 @@ func Holder(args []string, out io.Writer) error {
 		time.Sleep(holderWork) // here the world may stop
 		fmt.Fprintf(out, "write %d\n", fence)
 	}
+	fmt.Fprintln(out, "done")
+	if !bufio.NewScanner(in).Scan() {
+		return nil // nobody is there any more
+	}
 	end, cancelEnd := context.WithTimeout(context.Background(), opTime)
 	defer cancelEnd()
 	switch err := l.Unlock(end); {
@@ -77,6 +83,7 @@ type holder struct {
 	cmd   *exec.Cmd
 	words *bufio.Scanner
 	pipe  *os.File
+	say   io.WriteCloser
 }
 
 func (c *Client) startHolder(lock string) (*holder, error) {
@@ -87,13 +94,16 @@ func (c *Client) startHolder(lock string) (*holder, error) {
 	}
 	cmd := exec.Command("/proc/self/exe", append([]string{HolderCommand, c.user, lock}, o.Hosts...)...)
 	cmd.Stdout = w
-	err = cmd.Start()
+	say, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	_ = w.Close()
 	if err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("start a holder: %w", err)
 	}
-	return &holder{cmd: cmd, words: bufio.NewScanner(r), pipe: r}, nil
+	return &holder{cmd: cmd, words: bufio.NewScanner(r), pipe: r, say: say}, nil
 }
 
 // hear is the next thing that the holder does; false when it has ended.
@@ -135,6 +145,9 @@ func (c *Client) addByHolder(ctx context.Context, a gen.Action) error {
 	}
 	note.Type, note.Fence = history.OK, fence
 	c.env.Rec.Add(note)
+	release := history.Op{
+		Process: c.process, Type: history.Invoke, F: history.Release, Locks: []string{lock}, Owner: c.user, Fence: note.Fence, Lease: holderLease,
+	}
 	var set []int
 	for {
 		word, fence, ok := h.hear()
@@ -144,19 +157,20 @@ func (c *Client) addByHolder(ctx context.Context, a gen.Action) error {
 		}
 		switch word {
 		case "read":
-			set = c.env.Register.Read()
+			set = c.env.Register.Read(note.Fence)
 			if a.Roll < 0.3 {
 				c.stopHolder(ctx, h, lock)
 			}
 		case "write":
 			c.write(set, fence)
-		case "released", "lost":
-			release := history.Op{
-				Process: c.process, Type: history.Invoke, F: history.Release, Locks: []string{lock}, Owner: c.user, Fence: note.Fence, Lease: holderLease,
-			}
-			// Only its end was seen; when it began is not known.
+		case "done":
 			c.env.Rec.Add(release)
-			release.Type = history.Info
+			_, _ = fmt.Fprintln(h.say, "release") // if it has ended we shall hear no more
+		case "released", "lost":
+			release.Type = history.OK
+			if word == "lost" {
+				release.Type, release.Error = history.Fail, word
+			}
 			c.env.Rec.Add(release)
 			return nil
 		}

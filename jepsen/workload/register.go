@@ -19,8 +19,18 @@ type Register struct {
 	last  int
 }
 
-// Read returns the set.
-func (r *Register) Read() []int {
+// Read returns the set to whoever holds a fence. The fence counts from here on: if
+// only writes brought it, a holder of the past could still write between the read
+// and the write of the present one, and what it wrote would be lost.
+func (r *Register) Read(fence uint64) []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fence = max(fence, r.fence)
+	return slices.Clone(r.set)
+}
+
+// Set is what is in it.
+func (r *Register) Set() []int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.set)
@@ -52,7 +62,7 @@ func (c *Client) add(ctx context.Context, a gen.Action) error {
 		return err
 	}
 	r := &c.env.Register
-	set := r.Read()
+	set := r.Read(h.Fence)
 	_ = pause(ctx, a.Hold)
 	c.write(set, h.Fence)
 	c.release(h)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -70,6 +71,8 @@ func main() {
 	os.Exit(code)
 }
 
+var errInterrupted = errors.New("interrupted; everything it had made is removed")
+
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
@@ -96,7 +99,10 @@ func dispatch(ctx context.Context, args []string, out, errs io.Writer) int {
 		fmt.Fprintf(errs, "jx %s: %v\n", args[0], err)
 		return exitUsage
 	}
-	fmt.Fprintf(errs, "jx %s: %v\n", args[0], err)
+	if ctx.Err() != nil {
+		err = errInterrupted
+	}
+	fmt.Fprintf(errs, "jx %s: %s\n", args[0], strings.ReplaceAll(err.Error(), "\n", "; "))
 	return exitHarness
 }
 

@@ -206,7 +206,7 @@ func cmdInside(ctx context.Context, _ []string, out io.Writer) (int, error) {
 
 // cmdHolder is a process that holds a lock, started by the fenced workload.
 func cmdHolder(_ context.Context, args []string, out io.Writer) (int, error) {
-	return exitPass, workload.Holder(args, out)
+	return exitPass, workload.Holder(args, os.Stdin, out)
 }
 
 // judge checks a history, stores the verdicts and prints them.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -79,14 +80,16 @@ func cmdSweep(_ context.Context, args []string, out io.Writer) (int, error) {
 		b, err := os.ReadFile(path)
 		dev := "/dev/" + strings.Split(path, "/")[3]
 		image := strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)")
-		if err != nil || !strings.HasPrefix(filepath.Base(filepath.Dir(image)), run.Prefix) && !orphan(image) {
+		dir := filepath.Dir(image)
+		if err != nil || !strings.HasPrefix(filepath.Base(dir), run.Prefix) || run.Alive(dir) {
 			continue
 		}
-		if err := thaw(dev); err != nil {
+		switch err := thaw(dev); {
+		case err == nil:
+			fmt.Fprintf(out, "%s of %s: thawed\n", dev, image)
+		case !errors.Is(err, unix.EINVAL): // it is not frozen, and goes by itself
 			fmt.Fprintf(out, "%s of %s: %v\n", dev, image, err)
-			continue
 		}
-		fmt.Fprintf(out, "%s of %s: thawed\n", dev, image)
 	}
 	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), run.Prefix+"*"))
 	if err != nil {
@@ -94,23 +97,15 @@ func cmdSweep(_ context.Context, args []string, out io.Writer) (int, error) {
 	}
 	for _, dir := range dirs {
 		info, err := os.Stat(dir)
-		if err != nil || time.Since(info.ModTime()) < time.Minute {
-			continue // a run may be about to begin in it
+		if err != nil || run.Alive(dir) || time.Since(info.ModTime()) < time.Minute {
+			continue // a run is in it, or about to begin
 		}
-		// It fails for one that is in use, or not ours: ours are empty.
+		// It fails for what is not ours: ours are empty.
 		if os.Remove(dir) == nil {
 			fmt.Fprintf(out, "%s: removed\n", dir)
 		}
 	}
 	return exitPass, nil
-}
-
-// orphan says whether an image is of a run whose mount namespace has gone: the
-// kernel then tells its path from the root of its tmpfs.
-func orphan(image string) bool {
-	name := strings.TrimPrefix(image, "/")
-	ok, err := filepath.Match("n[1-9].img", name)
-	return err == nil && ok
 }
 
 // thaw mounts a device of a frozen file system once more, which gives the same file
