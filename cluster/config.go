@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"time"
 
@@ -104,6 +105,17 @@ type Config struct {
 	// watches none, and holds of this host do not end with their processes.
 	Processes func(dead func(pidprobe.Process), warn func(error)) (Processes, error)
 
+	// PidstatPort is the UDP port of the pidstatds that the leader asks for processes
+	// of hosts without a node, at most 100 times a second in all. Default 1752.
+	// Negative: none are asked, and what such processes hold when they die has to be
+	// broken by hand.
+	PidstatPort int
+
+	// Remote opens the way to the pidstatds. Nil: UDP. Tests and simulations use it.
+	Remote func() (Remote, error)
+
+	machine *machine // where the node runs; tests set it
+
 	// Logger is required.
 	Logger hclog.Logger
 }
@@ -159,7 +171,12 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MinFreeBytes == 0 {
 		c.MinFreeBytes = 64 << 20
 	}
+	if c.PidstatPort == 0 {
+		c.PidstatPort = pidprobe.DefaultPort
+	}
 	switch {
+	case c.PidstatPort > math.MaxUint16:
+		return c, fmt.Errorf("config: pidstat port %d: ports go up to %d", c.PidstatPort, math.MaxUint16)
 	case c.BootstrapExpect < 0 || c.BootstrapExpect > maxExpect:
 		return c, fmt.Errorf("config: %d servers expected: a cluster has 1 to %d", c.BootstrapExpect, maxExpect)
 	case c.HeartbeatTimeout < minHeartbeat:

@@ -39,8 +39,12 @@ func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
 			gone.Tickets = append(gone.Tickets, w.Ticket)
 		}
 	})
-	if err != nil || len(gone.Fences)+len(gone.Tickets) == 0 {
+	if err != nil {
 		return err
+	}
+	gone.Fences = n.unanchored(ctx, gone.Fences)
+	if len(gone.Fences)+len(gone.Tickets) == 0 {
+		return nil
 	}
 	_, err = n.Submit(ctx, gone)
 	return err

@@ -26,6 +26,8 @@
 //     that it still leads, and only once it has applied its own term's first entry.
 //   - Nothing runs as leader before that entry either, and whatever runs as
 //     leader only proposes: what happens is decided by the log.
+//   - A lock is freed for a death only when the process is dead for certain, and
+//     no connection that its descendants have inherited is open.
 //   - Any error of the disk ends the node: a replica that cannot trust its log
 //     must not vote.
 //

@@ -100,6 +100,7 @@ func (n *Node) term(ctx context.Context) {
 	jobs.Go(func() { n.tick(ctx, o) })
 	jobs.Go(func() { n.reap(ctx, o) })
 	jobs.Go(func() { n.reconcileMembers(ctx, o) })
+	jobs.Go(func() { n.poll(ctx, o) })
 	n.office.Store(o)
 	n.reroute()
 	n.log.Info("in office", "term", term)

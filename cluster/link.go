@@ -38,6 +38,7 @@ type link struct {
 	out    *outbox // nil while down
 	boot   string  // of the server's process, as of the last welcome
 	member string  // the server's cluster, likewise
+	place  place   // whose processes it watches, likewise
 	nextID uint64
 	asks   map[uint64]chan peerReply
 	poke   chan struct{} // the address has changed: dial now
@@ -75,6 +76,13 @@ func (l *link) up() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.out != nil
+}
+
+// boots is the boot and pid namespace of the processes that the server watches.
+func (l *link) boots() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.place.Boot
 }
 
 func (l *link) cluster() string {
@@ -152,7 +160,7 @@ func (l *link) connect(ctx context.Context) error {
 
 	l.mu.Lock()
 	replaced := l.boot != "" && l.boot != welcome.Boot
-	l.boot, l.member = welcome.Boot, welcome.Cluster
+	l.boot, l.member, l.place = welcome.Boot, welcome.Cluster, welcome.Place
 	l.out = out
 	l.mu.Unlock()
 	if replaced {

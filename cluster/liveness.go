@@ -31,10 +31,12 @@ const (
 // place says whose processes are this node's to watch: those of its kernel's boot
 // and pid namespace, by which clients name theirs, and those of old clients, who
 // say no more than the host's name. Two hosts of one name must never be taken for
-// each other, so the names must be equal to the letter.
+// each other, so the names must be equal to the letter. Processes of past boots are
+// its too: whoever watches for them learns at once that they are dead.
 type place struct {
 	Hosts []string `json:"hosts"`
-	Boot  string   `json:"boot"` // boot id, slash, pid namespace
+	Boot  string   `json:"boot"`           // boot id, slash, pid namespace
+	Past  []string `json:"past,omitempty"` // boot ids of the same machine that are over
 }
 
 // thisPlace is where this program runs.
@@ -54,7 +56,13 @@ func (p place) has(q fsm.Process) bool {
 		return slices.Contains(p.Hosts, q.Host)
 	}
 	own, _, _ := strings.Cut(p.Boot, "/")
-	return q.Boot == p.Boot || q.Boot == own
+	return q.Boot == p.Boot || q.Boot == own || p.outlived(q)
+}
+
+// outlived reports whether a process is of a boot that is over.
+func (p place) outlived(q fsm.Process) bool {
+	boot, _, _ := strings.Cut(q.Boot, "/")
+	return boot != "" && slices.Contains(p.Past, boot)
 }
 
 // keys are what an agent's processes are found by; see placeKey.
@@ -62,6 +70,9 @@ func (p place) keys() []string {
 	keys := slices.Clone(p.Hosts)
 	if own, _, _ := strings.Cut(p.Boot, "/"); own != "" {
 		keys = append(keys, "/"+own)
+	}
+	for _, boot := range p.Past {
+		keys = append(keys, "/"+boot)
 	}
 	slices.Sort(keys)
 	return slices.Compact(keys)
@@ -83,6 +94,7 @@ type ward struct {
 	tickets   map[fsm.Ticket]struct{}
 	dead      bool
 	reporting bool
+	reported  map[fsm.Fence]struct{} // to be told by gossip too: no other node of this host has an anchor
 }
 
 // liveness is what makes a lock last as long as its process. It learns from the
@@ -91,7 +103,8 @@ type ward struct {
 //
 // A report names what it means, fence by fence, so that a late one can't end
 // anything newer. What is granted to a process after its death, because it was
-// next in a queue, is reported in turn.
+// next in a queue, is reported in turn. What is anchored (see anchor) is not
+// reported for as long as it is.
 type liveness struct {
 	node  *Node
 	place place
@@ -101,6 +114,8 @@ type liveness struct {
 	wards   map[pidprobe.Process]*ward
 	fences  map[fsm.Fence]pidprobe.Process
 	tickets map[fsm.Ticket]pidprobe.Process
+	anchors map[fsm.Fence]map[*anchor]struct{} // not empty ones
+	cut     []*anchor                          // to be told by unlock that their holds are over
 }
 
 func (n *Node) openLiveness() error {
@@ -110,11 +125,17 @@ func (n *Node) openLiveness() error {
 		wards:   make(map[pidprobe.Process]*ward),
 		fences:  make(map[fsm.Fence]pidprobe.Process),
 		tickets: make(map[fsm.Ticket]pidprobe.Process),
+		anchors: make(map[fsm.Fence]map[*anchor]struct{}),
 	}
 	n.liveness = l
 	if n.cfg.Processes == nil {
 		return nil
 	}
+	past, err := n.pastBoots()
+	if err != nil {
+		return err
+	}
+	l.place.Past = past
 	warn := func(err error) { n.log.Warn("processes are watched less well than they should be", "error", err) }
 	procs, err := n.cfg.Processes(l.died, warn)
 	if err != nil {
@@ -124,13 +145,21 @@ func (n *Node) openLiveness() error {
 	return nil
 }
 
+// watches is whose processes this node waits for: nobody's, if it has no watcher.
+func (l *liveness) watches() place {
+	if l.procs == nil {
+		return place{}
+	}
+	return l.place
+}
+
 // note follows the table's events.
 func (l *liveness) note(events []fsm.Event) {
 	if l.procs == nil {
 		return
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	for _, e := range events {
 		mine := e.Autounlock && l.place.has(e.Process)
 		switch e.Kind {
@@ -152,7 +181,7 @@ func (l *liveness) note(events []fsm.Event) {
 				l.addTicket(e.Process, e.Ticket)
 			}
 		case fsm.EventReleased:
-			l.dropFence(e.Fence)
+			l.overFence(e.Fence)
 		case fsm.EventWithdrawn:
 			l.dropTicket(e.Ticket)
 		case fsm.EventSuperseded:
@@ -193,6 +222,11 @@ func (l *liveness) known() (fences []fsm.Fence, tickets []fsm.Ticket) {
 	for f := range l.fences {
 		fences = append(fences, f)
 	}
+	for f := range l.anchors {
+		if _, ok := l.fences[f]; !ok {
+			fences = append(fences, f)
+		}
+	}
 	for t := range l.tickets {
 		tickets = append(tickets, t)
 	}
@@ -203,7 +237,7 @@ func (l *liveness) known() (fences []fsm.Fence, tickets []fsm.Ticket) {
 // others what was known before it was asked, and may be over.
 func (l *liveness) adopt(list []charge, fences []fsm.Fence, tickets []fsm.Ticket) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	held := make(map[fsm.Fence]bool, len(list))
 	queued := make(map[fsm.Ticket]bool, len(list))
 	for _, c := range list {
@@ -217,7 +251,7 @@ func (l *liveness) adopt(list []charge, fences []fsm.Fence, tickets []fsm.Ticket
 	}
 	for _, f := range fences {
 		if !held[f] {
-			l.dropFence(f)
+			l.overFence(f)
 		}
 	}
 	for _, t := range tickets {
@@ -258,6 +292,9 @@ func (l *liveness) ward(key pidprobe.Process, p fsm.Process) *ward {
 			l.node.log.Warn("process not watched", "process", key, "error", err)
 		}
 	}
+	if w.process.Boot != p.Boot {
+		w.process.Boot = "" // named with its pid namespace and without: the report is to match both
+	}
 	return w
 }
 
@@ -265,6 +302,7 @@ func (l *liveness) dropFence(f fsm.Fence) {
 	if key, ok := l.fences[f]; ok {
 		delete(l.fences, f)
 		delete(l.wards[key].fences, f)
+		delete(l.wards[key].reported, f)
 		l.leave(key)
 	}
 }
@@ -306,10 +344,17 @@ func (l *liveness) report(key pidprobe.Process, w *ward) {
 	w.reporting = true
 	l.node.run(func() {
 		for l.node.ctx.Err() == nil {
-			gone, more := l.next(key, w)
+			gone, more := l.next(w)
 			if !more {
 				return
 			}
+			gone.Fences = l.node.unanchored(l.node.ctx, gone.Fences)
+			if len(gone.Fences)+len(gone.Tickets) == 0 {
+				// The neighbour who has the anchors will report it, unless it dies.
+				pause(l.node.ctx, neighbourWait)
+				continue
+			}
+			l.going(w, gone.Fences)
 			if l.node.gossip != nil {
 				l.node.gossip.spread(gone)
 			}
@@ -324,12 +369,12 @@ func (l *liveness) report(key pidprobe.Process, w *ward) {
 }
 
 // next is what is to be reported of a dead process now.
-func (l *liveness) next(key pidprobe.Process, w *ward) (fsm.ProcessGone, bool) {
+func (l *liveness) next(w *ward) (fsm.ProcessGone, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	gone := fsm.ProcessGone{Process: w.process}
 	for f := range w.fences {
-		if len(gone.Fences) < maxReport {
+		if len(gone.Fences) < maxReport && l.anchors[f] == nil {
 			gone.Fences = append(gone.Fences, f)
 		}
 	}
@@ -347,13 +392,28 @@ func (l *liveness) next(key pidprobe.Process, w *ward) (fsm.ProcessGone, bool) {
 	return gone, true
 }
 
+// going notes that a death is on its way for these fences.
+func (l *liveness) going(w *ward, fences []fsm.Fence) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range fences {
+		if _, ok := w.fences[f]; !ok {
+			continue // over meanwhile
+		}
+		if w.reported == nil {
+			w.reported = make(map[fsm.Fence]struct{})
+		}
+		w.reported[f] = struct{}{}
+	}
+}
+
 // settled drops what the cluster has answered for. The events of it may come
 // later, or, if it was over before, not at all.
 func (l *liveness) settled(gone fsm.ProcessGone) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer l.unlock()
 	for _, f := range gone.Fences {
-		l.dropFence(f)
+		l.overFence(f)
 	}
 	for _, t := range gone.Tickets {
 		l.dropTicket(t)
@@ -370,13 +430,15 @@ func (l *liveness) pending() []fsm.ProcessGone {
 			continue
 		}
 		gone := fsm.ProcessGone{Process: w.process}
-		for f := range w.fences {
+		for f := range w.reported {
 			gone.Fences = append(gone.Fences, f)
 		}
 		for t := range w.tickets {
 			gone.Tickets = append(gone.Tickets, t)
 		}
-		list = append(list, gone)
+		if len(gone.Fences)+len(gone.Tickets) > 0 {
+			list = append(list, gone)
+		}
 	}
 	return list
 }

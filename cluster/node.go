@@ -86,9 +86,10 @@ type Node struct {
 	closers []func() error
 
 	office   atomic.Pointer[office]
-	terms    chan struct{} // closed when this node has led for the last time
-	applied  chan struct{} // poked after every entry, for the leader's clock
-	sinceCut atomic.Int64  // bytes of log since the last snapshot
+	polls    atomic.Pointer[polls] // while in office
+	terms    chan struct{}         // closed when this node has led for the last time
+	applied  chan struct{}         // poked after every entry, for the leader's clock
+	sinceCut atomic.Int64          // bytes of log since the last snapshot
 	cutting  atomic.Bool
 	diskLow  atomic.Bool
 	suspects suspects
@@ -409,13 +410,13 @@ func (n *Node) adopt(cluster string) error {
 func (n *Node) hello() peerHello {
 	return peerHello{
 		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
-		Host: n.host, Agent: n.cfg.Agent, Version: n.cfg.Version, Place: n.liveness.place,
+		Host: n.host, Agent: n.cfg.Agent, Version: n.cfg.Version, Place: n.liveness.watches(),
 	}
 }
 
 func (n *Node) welcome() peerWelcome {
 	return peerWelcome{
 		Protocol: peerProtocol, Cluster: n.clusterID(), ID: n.id, Name: n.cfg.Name,
-		Boot: n.boot, Version: n.cfg.Version, Leader: n.leader(),
+		Boot: n.boot, Version: n.cfg.Version, Leader: n.leader(), Place: n.liveness.watches(),
 	}
 }

@@ -23,8 +23,9 @@ type farm struct {
 	nodes []*Node
 }
 
-// newFarm starts servers that find each other by gossip.
-func newFarm(t testing.TB, servers int) *farm {
+// newFarm starts servers that find each other by gossip, and ask no pidstatds unless
+// they are configured to.
+func newFarm(t testing.TB, servers int, configure ...func(*Config)) *farm {
 	t.Helper()
 	f := &farm{t: t}
 	var join []string
@@ -34,10 +35,13 @@ func newFarm(t testing.TB, servers int) *farm {
 		join = append(join, gossip)
 		f.confs = append(f.confs, Config{
 			Name: fmt.Sprintf("n%d", i+1), Version: "test", DataDir: dir, BootstrapExpect: servers,
-			Gossip: gossip, Processes: watchProcesses, Logger: testLogger(fmt.Sprintf("n%d", i+1)),
+			Gossip: gossip, Processes: watchProcesses, PidstatPort: -1, Logger: testLogger(fmt.Sprintf("n%d", i+1)),
 		})
 	}
 	for i := range f.confs {
+		for _, change := range configure {
+			change(&f.confs[i])
+		}
 		if servers > 1 {
 			f.confs[i].Join = join
 		}

@@ -37,7 +37,7 @@ type peers struct {
 	mu      sync.Mutex
 	all     map[*peer]struct{}
 	by      map[fsm.Incarnation]*peer
-	agents  map[string][]*peer            // by the host names and the boot of their places
+	placed  map[string][]*peer            // by the host names and the boot of what they watch
 	contact map[fsm.Incarnation]time.Time // when we last heard of it
 	closed  bool
 }
@@ -46,7 +46,7 @@ func newPeers() *peers {
 	return &peers{
 		all:     make(map[*peer]struct{}),
 		by:      make(map[fsm.Incarnation]*peer),
-		agents:  make(map[string][]*peer),
+		placed:  make(map[string][]*peer),
 		contact: make(map[fsm.Incarnation]time.Time),
 	}
 }
@@ -70,10 +70,8 @@ func (ps *peers) add(p *peer) error {
 		return fmt.Errorf("%d nodes are connected already", maxPeers)
 	}
 	ps.all[p] = struct{}{}
-	if p.hello.Agent {
-		for _, key := range p.hello.Place.keys() {
-			ps.agents[key] = append(ps.agents[key], p)
-		}
+	for _, key := range p.hello.Place.keys() {
+		ps.placed[key] = append(ps.placed[key], p)
 	}
 	return nil
 }
@@ -82,12 +80,10 @@ func (ps *peers) remove(p *peer) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	delete(ps.all, p)
-	if p.hello.Agent {
-		for _, key := range p.hello.Place.keys() {
-			ps.agents[key] = slices.DeleteFunc(ps.agents[key], func(q *peer) bool { return q == p })
-			if len(ps.agents[key]) == 0 {
-				delete(ps.agents, key)
-			}
+	for _, key := range p.hello.Place.keys() {
+		ps.placed[key] = slices.DeleteFunc(ps.placed[key], func(q *peer) bool { return q == p })
+		if len(ps.placed[key]) == 0 {
+			delete(ps.placed, key)
 		}
 	}
 	if ps.by[p.inc] == p {
@@ -135,7 +131,7 @@ func (ps *peers) forget(alive map[fsm.Incarnation]bool) {
 func (ps *peers) push(events []fsm.Event) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if len(ps.by)+len(ps.agents) == 0 {
+	if len(ps.by)+len(ps.placed) == 0 {
 		return
 	}
 	frames := make(map[*peer][]byte)
@@ -146,9 +142,9 @@ func (ps *peers) push(events []fsm.Event) {
 		} else {
 			asked = nil
 		}
-		if e.Autounlock && len(ps.agents) > 0 {
-			for _, p := range ps.agents[placeKey(e.Process)] {
-				if p != asked && p.hello.Place.has(e.Process) {
+		if e.Autounlock && len(ps.placed) > 0 {
+			for _, p := range ps.placed[placeKey(e.Process)] {
+				if p != asked && p.hello.Agent && p.hello.Place.has(e.Process) {
 					frames[p] = fsm.AppendEvent(frames[p], e)
 				}
 			}
@@ -157,6 +153,24 @@ func (ps *peers) push(events []fsm.Event) {
 	for p, b := range frames {
 		p.out.send(frameEvents, b)
 	}
+}
+
+// watch reports whether a node in touch watches a process.
+func (ps *peers) watch(q fsm.Process) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return slices.ContainsFunc(ps.placed[placeKey(q)], func(p *peer) bool { return p.hello.Place.has(q) })
+}
+
+// places lists what the nodes in touch watch.
+func (ps *peers) places() []place {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	list := make([]place, 0, len(ps.all))
+	for p := range ps.all {
+		list = append(list, p.hello.Place)
+	}
+	return list
 }
 
 // broadcast sends a frame to every peer.
@@ -363,6 +377,12 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
 		}
 		return nil, n.Dead(ctx, p)
+	case askAnchors:
+		var fences []fsm.Fence
+		if err := json.Unmarshal(payload, &fences); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return mustJSON(n.liveness.anchored(fences)), nil
 	case askInvite:
 		var inv invitation
 		if err := json.Unmarshal(payload, &inv); err != nil {

@@ -64,6 +64,7 @@ type peerWelcome struct {
 	Version  string     `json:"version"`
 	Error    string     `json:"error,omitempty"` // why the caller is turned away
 	Leader   peerLeader `json:"leader"`
+	Place    place      `json:"place"`
 }
 
 // peerLeader names the leader that a server follows; ID is empty if there is none.
@@ -82,6 +83,7 @@ const (
 	askVoters  = 'o' // -> ids of the servers with a vote
 	askDead    = 'd' // fsm.Process: DEAD_PID hint
 	askCharges = 'c' // place -> []charge: what ends with the processes of a place
+	askAnchors = 'n' // []fsm.Fence -> those of them that are anchored at the node
 	askInvite  = 'v' // invitation to found a cluster
 )
 

@@ -155,6 +155,9 @@ func (n *Node) entryApplied(o fsm.Outcome) {
 		n.ledger.deliver(o.Events)
 		n.events.publish(o.Events)
 		n.liveness.note(o.Events)
+		if p := n.polls.Load(); p != nil {
+			p.note(o.Events)
+		}
 	}
 	select {
 	case n.applied <- struct{}{}:

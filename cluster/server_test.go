@@ -124,7 +124,7 @@ func TestSilentHolders(t *testing.T) {
 	if got := talk(t, addr, ""); !strings.Contains(got, "error timeout\n") {
 		t.Fatalf("an idle connection gets %q", got)
 	}
-	n.advance(5000)
+	n.advance(5001)
 	expect(t, holder, "lost 2 limit\n")
 	n.apply(fsm.Break{Locks: []string{"a"}}, nil)
 	expect(t, waiter, "print_obtained\nowner W\nlocked 1\nlockname a\n\n\n")

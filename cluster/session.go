@@ -26,6 +26,7 @@ type sessionNode interface {
 	Status(ctx context.Context, owner string, locks []string) (fsm.Result, error)
 	Table(ctx context.Context, stale bool) (Table, error)
 	Dead(ctx context.Context, p fsm.Process) error
+	Anchor(p fsm.Process, fence fsm.Fence, over func()) (lift func(), err error)
 	Name() string
 	Version() string
 	Started() time.Time
@@ -60,6 +61,7 @@ type session struct {
 	held      map[fsm.Fence]*sessionHold // proto 2: the holds whose end the client wants to know
 	last      *sessionHold               // proto 2: what the last LOCK was granted; nil if not
 	restarted bool                       // RESTART was sent, and is in the log
+	anchored  bool                       // ANCHOR was answered
 	waiting   bool                       // a LOCK waits: waitEnd is the deadline of reads
 	waitEnd   time.Time                  // zero = none
 
@@ -70,6 +72,7 @@ type session struct {
 	watching  bool     // a LOCK is on its way to the leader, and the watch goroutine reads
 	watched   bool     // the watch is over
 	over      bool     // nobody reads notices any more
+	cut       bool     // the hold that is anchored here is over
 }
 
 // sessionHold is one LOCK or RENEW of a session, from the request on.
@@ -231,13 +234,13 @@ func (s *session) mustStop() bool {
 	return stopping
 }
 
-// readEnd is when to stop reading; zero = never. A client that waits or holds
-// something here may be silent.
+// readEnd is when to stop reading; zero = never. A client that waits, holds
+// something or has an anchor here may be silent.
 func (s *session) readEnd() time.Time {
 	if s.waiting {
 		return s.waitEnd
 	}
-	if len(s.held) > 0 {
+	if len(s.held) > 0 || s.anchored {
 		return time.Time{}
 	}
 	return s.since.Add(s.cfg.Idle)
@@ -254,7 +257,7 @@ func (s *session) arm() bool {
 		s.conn.SetReadDeadline(time.Time{})
 		return true
 	}
-	if len(s.notices) > 0 || s.stopping {
+	if len(s.notices) > 0 || s.stopping || s.cut {
 		return false
 	}
 	s.conn.SetReadDeadline(s.readEnd())

@@ -24,12 +24,16 @@ type fakeNode struct {
 	seq    uint64
 	claims map[uint64]*fakeClaim
 	dead   []fsm.Process
-	fail   error         // what every call returns, if not nil
-	stall  chan struct{} // if not nil, Acquire hangs until it is closed or ctx ends
+
+	anchors map[fsm.Fence][]func()
+	lifted  []fsm.Fence
+
+	fail  error         // what every call returns, if not nil
+	stall chan struct{} // if not nil, Acquire hangs until it is closed or ctx ends
 }
 
 func newFakeNode(t testing.TB) *fakeNode {
-	n := &fakeNode{m: fsm.New(), claims: make(map[uint64]*fakeClaim)}
+	n := &fakeNode{m: fsm.New(), claims: make(map[uint64]*fakeClaim), anchors: make(map[fsm.Fence][]func())}
 	out := n.m.Apply(fsm.Entry{Proposals: []fsm.Proposal{{Command: fsm.NodeJoin{Name: "n1", Nonce: [16]byte{1}}}}})
 	n.inc = out.Results[0].Node
 	t.Cleanup(func() {
@@ -71,6 +75,9 @@ func (n *fakeNode) apply(c fsm.Command, claim *fakeClaim) fsm.Result {
 	out := n.m.Apply(fsm.Entry{Now: n.now, Proposals: []fsm.Proposal{{Ask: ask, Floor: ask.Seq, Command: c}}})
 	var calls []func()
 	for _, e := range out.Events {
+		if e.Kind == fsm.EventReleased {
+			calls = append(calls, n.anchors[e.Fence]...)
+		}
 		cl := n.claims[e.Ask.Seq]
 		if cl == nil {
 			continue
@@ -161,6 +168,21 @@ func (n *fakeNode) Dead(_ context.Context, p fsm.Process) error {
 	}
 	n.apply(gone, nil)
 	return nil
+}
+
+// Anchor knows processes of host h1 only, and closes an anchor with the hold.
+func (n *fakeNode) Anchor(p fsm.Process, fence fsm.Fence, over func()) (func(), error) {
+	if p.Host != "h1" {
+		return nil, errOtherHost
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.anchors[fence] = append(n.anchors[fence], over)
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.lifted = append(n.lifted, fence)
+	}, nil
 }
 
 func (n *fakeNode) Name() string       { return "n1" }

@@ -32,6 +32,7 @@ func FuzzSession(f *testing.F) {
 		}
 		f.Add([]byte(sent.String()))
 	}
+	f.Add([]byte("proto 2\nuser U\nfence 1\nhostname h1\npid 4\nANCHOR\n\n"))
 	f.Add([]byte("proto 2\nuser U\nlocks busy\nblock 1\nLOCK\nCANCEL\nLOCK\nUNLOCK\n"))
 	cfg := &serverConfig{Idle: time.Minute, WriteTimeout: time.Minute, Logger: hclog.NewNullLogger()}
 	f.Fuzz(func(t *testing.T, in []byte) {

@@ -56,6 +56,8 @@ func (s *session) execute(q transport.Request) bool {
 		return s.cancelLast()
 	case transport.VerbHolds:
 		return s.holds()
+	case transport.VerbAnchor:
+		return s.anchor(q)
 	}
 	return true
 }

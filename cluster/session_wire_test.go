@@ -31,6 +31,7 @@ import (
 //	queue L N    wait until N requests wait for L
 //	advance MS   move the table's time
 //	fail 0|1     the cluster has no leader from now on, or has one again
+//	lifted N     wait until N anchors have been lifted
 //	dead H P     wait until the node has been told that process P of host H is dead
 //
 // A client connects when it is named first. At the end of a transcript, no client
@@ -179,6 +180,13 @@ func (w *wire) do(verb string, args []string, rest string) error {
 			w.node.fail = errFake
 		}
 		return nil
+	case "lifted":
+		n, err := strconv.Atoi(rest)
+		return errors.Join(err, waitUntil(rest, func() bool {
+			w.node.mu.Lock()
+			defer w.node.mu.Unlock()
+			return len(w.node.lifted) == n
+		}))
 	case "dead":
 		n, err := strconv.Atoi(args[1])
 		return errors.Join(err, waitUntil(rest, func() bool {

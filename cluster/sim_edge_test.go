@@ -54,6 +54,39 @@ func TestABadCommandOfAFollowerIsRefused(t *testing.T) {
 	})
 }
 
+// TestLimitsAreNeverEarly asks for a limit at every part of a millisecond, and for a
+// lease: neither may end before its time has passed by the client's own clock.
+func TestLimitsAreNeverEarly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 1)
+		defer s.close()
+		n := s.leader()
+		const span = 5 * time.Millisecond
+		for i := range 40 {
+			time.Sleep(time.Millisecond + 25*time.Microsecond)
+			over := make(chan time.Time, 1)
+			ask := fsm.Acquire{Owner: "amy", Locks: []string{"a"}, Limit: millis(span)}
+			if i%2 == 1 {
+				ask.Limit, ask.Lease = 0, ask.Limit
+			}
+			from := time.Now()
+			res := n.mustAcquire(t, ask, func(e fsm.Event) { over <- time.Now() })
+			if res.Code != fsm.Granted {
+				t.Fatalf("%+v", res)
+			}
+			// Every entry of the log moves the time on.
+			for len(over) == 0 {
+				time.Sleep(130 * time.Microsecond)
+				_, err := n.Submit(t.Context(), fsm.Release{Owner: "bob", Locks: []string{"b"}})
+				must(t, err)
+			}
+			if took := (<-over).Sub(from); took < span || took > span+2*time.Millisecond {
+				t.Errorf("round %d: over after %v", i, took)
+			}
+		}
+	})
+}
+
 // TestCloseInEveryState closes nodes while calls of all kinds wait, twice at once:
 // every call returns, and nothing is left running (the bubble would not end).
 func TestCloseInEveryState(t *testing.T) {

@@ -53,7 +53,7 @@ func (s *sim) start(id string) *Node {
 	}
 	cfg := Config{
 		Name: id, Version: "test", PeerListener: ln, Dial: s.net.Dialer(id + ":1"),
-		Servers: s.peers, Stores: s.disks[id], BootstrapExpect: len(s.peers), Logger: testLogger(id),
+		Servers: s.peers, Stores: s.disks[id], BootstrapExpect: len(s.peers), PidstatPort: -1, Logger: testLogger(id),
 	}
 	s.configure(&cfg)
 	n, err := Open(context.Background(), cfg)

@@ -29,11 +29,16 @@ const (
 )
 
 // identity is what makes a data directory one node's: its Raft id, made once,
-// and the cluster it belongs to, empty until it belongs to one.
+// and the cluster it belongs to, empty until it belongs to one. Machine and Boot are
+// where the node last ran, Past what ran there before; see boots.
 type identity struct {
 	Version int    `json:"version"`
 	ID      string `json:"id"`
 	Cluster string `json:"cluster"`
+
+	Machine string   `json:"machine,omitempty"`
+	Boot    string   `json:"boot,omitempty"`
+	Past    []string `json:"past_boots,omitempty"`
 
 	path string
 }

@@ -125,7 +125,7 @@ func TestCheckFinds(t *testing.T) {
 		{"I7: fence 2 has a deadline without", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 0 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 201 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { hold(m, 2).timer = noTimer }},
-		{"I7: fence 1 should have ended", func(m *Machine) { m.now = 110 }},
+		{"I7: fence 1 should have ended", func(m *Machine) { m.now = 111 }},
 		{"I7: the deadlines are out of order", func(m *Machine) { m.deadlines.swap(0, 1) }},
 		{"I7: 4 deadlines", func(m *Machine) { m.deadlines = append(m.deadlines, timer{}) }},
 		{"I9: a host", func(m *Machine) { m.hosts["empty"] = &host{} }},

@@ -2,13 +2,15 @@ package fsm
 
 import "math"
 
-// expiry returns from + span; ok is false if there is no span, or if it reaches
-// beyond the end of time, which is to say never.
+// expiry returns the first stamp at which span has passed since the one called from;
+// ok is false if there is no span, or if it reaches beyond the end of time, which is
+// to say never. Stamps are whole milliseconds, cut off: what happened at 10 may have
+// happened at 10.9, and nothing may end early.
 func expiry(from, span Millis) (at Millis, ok bool) {
-	if span == 0 || span > math.MaxUint64-from {
+	if span == 0 || span >= math.MaxUint64-from {
 		return 0, false
 	}
-	return from + span, true
+	return from + span + 1, true
 }
 
 // Deadline returns when the hold ends by itself; ok is false if it does not.

@@ -55,7 +55,9 @@
 // # Time
 //
 // Now never falls. Expiry comes first in every entry: all holds whose deadline is
-// at or before Now end, by (deadline, fence), and then their locks are granted on.
+// at or before Now end, by (deadline, fence), and then their locks are granted on. A
+// deadline is the first stamp at which the time has passed for certain: one later than
+// the sum of stamp and span, since stamps are cut off to whole milliseconds.
 // A deadline beyond the largest Millis never comes.
 //
 // # Repeated requests

@@ -30,7 +30,7 @@ func TestViews(t *testing.T) {
 		Acquire{Owner: "w1", Locks: []string{"a"}, Block: true, Autounlock: true, Process: p},
 		Acquire{Owner: "w2", Locks: []string{"b", "a"}, Choice: All, Block: true},
 	)
-	if at, ok := m.NextDeadline(); !ok || at != 50 {
+	if at, ok := m.NextDeadline(); !ok || at != 51 {
 		t.Errorf("next deadline %d, %v", at, ok)
 	}
 	var holders, queue []string

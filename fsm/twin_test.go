@@ -43,7 +43,7 @@ func (t *twin) apply(e Entry) Outcome {
 	})
 	for _, h := range due {
 		cause := CauseLease
-		if at, _ := h.Deadline(); h.Limit != 0 && h.Granted+h.Limit == at {
+		if at, _ := h.Deadline(); h.Limit != 0 && h.Granted+h.Limit+1 == at {
 			cause = CauseLimit
 		}
 		t.drop(h, cause, "")

@@ -16,6 +16,12 @@
 // terminal's signals to all of it as it would without us, and only signals that
 // were sent to us alone are passed on.
 //
+// # The gate
+//
+// What is held may be held by the command's process, which then has to exist before
+// the command may run. [Prepare] makes it, and it waits; [Job.Open] lets it execute
+// the command. The program that uses this package calls [AtGate] first in main.
+//
 // # The end
 //
 // We are the subreaper of what the command leaves behind (prctl(2),
@@ -26,6 +32,8 @@
 // Invariants: the wrapper's own process group is never signalled. A process is
 // signalled only while it is certain to be the command or a descendant. A Job's
 // goroutines have ended when Done is closed, unless Exit.Left is not 0.
+//
+// Nothing is executed before Open, nor after our death.
 //
 // A process runs one Job at a time, and waits for no other children meanwhile:
 // the Job reaps whatever there is.

@@ -14,8 +14,6 @@ import (
 type Options struct {
 	// Argv is the command. Argv[0] is looked up in PATH if it has no slash.
 	Argv []string
-	// Env is the command's whole environment; nil means ours.
-	Env []string
 	// Signals carries what is to be passed on to the command: the channel made by
 	// [Notify]. Nil means that nothing is.
 	Signals <-chan os.Signal
@@ -24,6 +22,8 @@ type Options struct {
 	LostSignal syscall.Signal
 	// Grace is the time from LostSignal to SIGKILL. Zero kills at once.
 	Grace time.Duration
+	// WaitAll lets the job last until the last descendant of the command has ended.
+	WaitAll bool
 }
 
 // Exit says how a command ended.
@@ -40,6 +40,10 @@ type Exit struct {
 	// Left counts the descendants that survived SIGKILL for killPatience, in
 	// uninterruptible sleep or owned by somebody else. Only ever set after Lost.
 	Left int
+	// Remains counts the processes of our session that the command has left running
+	// when a signal ended it. It did not choose to leave them: what it left when it
+	// ended by itself, or sent into a session of its own, is not counted.
+	Remains int
 }
 
 // Shell is the argument vector for words that the shell is to read again, joined
@@ -62,16 +66,20 @@ const killPatience = 5 * time.Second
 // between our look at the process table and the signal.
 const killInterval = 20 * time.Millisecond
 
-// Job is a command that has been started.
+// Job is a command that waits to be run, or runs.
 type Job struct {
 	opts    Options
+	path    string
 	pid     int
+	gate    *gate
 	own     bool      // it has a process group of its own
 	tty     *terminal // nil without a controlling terminal
 	changes chan change
-	resume  chan bool // answers each change: whether to wait for another
+	resume  chan bool     // answers each change: whether to wait for another
+	opened  chan struct{} // the command is about to run
 	lost    chan struct{}
 	once    sync.Once
+	ended   chan struct{}
 	done    chan struct{}
 	exit    Exit
 	halted  bool // the command is stopped, and we with it
@@ -84,9 +92,11 @@ type change struct {
 	err    error
 }
 
-// Start runs the command. Its error has the exit status of a shell that cannot
-// run a command; see [StartCode].
-func Start(o Options) (*Job, error) {
+// Prepare makes the process that will execute the command, so that its number is
+// known. It must be followed by Open or Abandon; main must have called [AtGate].
+// A command that is not in PATH is found out here. The error has the exit status
+// of a shell that cannot run a command; see [StartCode].
+func Prepare(o Options) (*Job, error) {
 	if len(o.Argv) == 0 || o.Argv[0] == "" {
 		return nil, &StartError{Name: "", Err: errors.New("empty command")}
 	}
@@ -97,8 +107,9 @@ func Start(o Options) (*Job, error) {
 	if o.LostSignal == 0 {
 		o.LostSignal = syscall.SIGTERM
 	}
-	if o.Env == nil {
-		o.Env = os.Environ()
+	gate, sock, err := newGate()
+	if err != nil {
+		return nil, &StartError{Name: o.Argv[0], Err: err}
 	}
 	// Kernels before 3.4 have no subreapers. Then what leaves the process group
 	// is not found, and the group has to do.
@@ -106,30 +117,74 @@ func Start(o Options) (*Job, error) {
 
 	j := &Job{
 		opts:    o,
+		path:    path,
+		gate:    gate,
 		tty:     openTerminal(),
 		changes: make(chan change),
 		resume:  make(chan bool),
+		opened:  make(chan struct{}),
 		lost:    make(chan struct{}),
+		ended:   make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	j.own = j.tty == nil || aloneInGroup()
-	extra := notifyStops()
 	started := make(chan error)
-	go j.wait(path, started)
+	go j.wait(path, sock, started)
 	if err := <-started; err != nil {
-		extra.stop()
+		_ = gate.file.Close()
 		j.tty.close()
 		return nil, &StartError{Name: o.Argv[0], Err: err}
 	}
-	go j.run(extra)
+	go j.run()
+	return j, nil
+}
+
+// Open runs the command. Each of changes sets a variable of its environment
+// (NAME=VALUE) or unsets one (NAME). A file that is not nil is inherited by the
+// command and all that it starts, unless they close it. The command has begun when
+// Open returns nil; after an error, which is a [StartError], the Job is over.
+func (j *Job) Open(changes []string, inherited *os.File) error {
+	defer j.gate.file.Close()
+	select {
+	case j.opened <- struct{}{}:
+	case <-j.done:
+		return &StartError{Name: j.opts.Argv[0], Err: errFallen(os.ErrProcessDone)}
+	}
+	if err := j.gate.open(ignored(), changes, inherited); err != nil {
+		_ = j.gate.file.Close() // it goes, if it has not gone
+		<-j.done
+		return &StartError{Name: j.opts.Argv[0], Err: err}
+	}
+	return nil
+}
+
+// Abandon ends a job that has not been opened.
+func (j *Job) Abandon() {
+	_ = j.gate.file.Close()
+	<-j.done
+}
+
+// Start is Prepare and Open.
+func Start(o Options) (*Job, error) {
+	j, err := Prepare(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.Open(nil, nil); err != nil {
+		return nil, err
+	}
 	return j, nil
 }
 
 // PID is the process id of the command.
 func (j *Job) PID() int { return j.pid }
 
-// Done is closed when the command has ended: after Lost, when everything that it
-// started has.
+// Ended is closed when the command itself has ended, Done included.
+func (j *Job) Ended() <-chan struct{} { return j.ended }
+
+// Done is closed when the command has ended: after Lost and with Options.WaitAll,
+// when everything that it started has; before Open, when somebody has killed the
+// process that waits to run it.
 func (j *Job) Done() <-chan struct{} { return j.done }
 
 // Wait waits for the end.
@@ -144,18 +199,28 @@ func (j *Job) Wait() Exit {
 func (j *Job) Lost() { j.once.Do(func() { close(j.lost) }) }
 
 // run owns the job's state from start to end.
-func (j *Job) run(stops *stopSignals) {
+func (j *Job) run() {
 	defer close(j.done)
 	defer j.tty.close()
-	defer stops.stop()
 
 	var (
+		opened  bool
 		ended   bool             // the command itself has been reaped
+		signals <-chan os.Signal // what is passed on: nothing before the command runs
+		stops   = &stopSignals{}
 		lost    = j.lost         // nil once seen
 		grace   <-chan time.Time // when to start killing
 		killing *time.Ticker     // rounds of SIGKILL
 		giveUp  <-chan time.Time // when to stop killing
 	)
+	defer func() { stops.stop() }()
+	end := func() {
+		if !ended {
+			ended = true
+			close(j.ended)
+		}
+	}
+	defer end()
 	kill := func() {
 		j.signalAll(syscall.SIGKILL, !ended)
 		if killing == nil {
@@ -180,23 +245,38 @@ func (j *Job) run(stops *stopSignals) {
 			switch {
 			case c.err != nil: // no child is left
 				return
+			case !opened:
+				if c.pid == j.pid && !c.status.Stopped() {
+					j.resume <- false
+					return
+				}
 			case c.status.Stopped():
 				if c.pid == j.pid && !j.exit.Lost {
 					j.stopped(c.status.StopSignal())
 				}
 			case c.pid == j.pid:
-				ended = true
 				j.exit.Code = exitCode(c.status)
 				j.exit.Interrupted = j.tty != nil && c.status.Signaled() && c.status.Signal() == syscall.SIGINT
 				j.tty.takeBack(j.pid)
-				if !j.exit.Lost {
+				if !j.exit.Lost && !j.opts.WaitAll {
+					if c.status.Signaled() {
+						j.exit.Remains = remains()
+					}
 					j.resume <- false
 					return
 				}
+				end()
 			}
 			j.resume <- true
-		case s := <-j.opts.Signals:
-			if !ended {
+		case <-j.opened:
+			opened = true
+			signals = j.opts.Signals
+			stops = notifyStops()
+		case s := <-signals:
+			if ended {
+				// With WaitAll: it is for what the command has left.
+				j.signalAll(s.(syscall.Signal), false)
+			} else {
 				j.forward(s.(syscall.Signal))
 			}
 		case s := <-stops.ch:
@@ -221,7 +301,7 @@ func (j *Job) run(stops *stopSignals) {
 			kill()
 		case <-giveUp:
 			j.exit.Left = len(descendants())
-			if !ended {
+			if !ended { // and it never will be reaped
 				j.exit.Code = 128 + int(syscall.SIGKILL)
 			}
 			// The one goroutine that outlives Done, with the one it serves: wait4

@@ -19,10 +19,15 @@ import (
 const patience = 20 * time.Second
 
 // TestMain makes this test binary a wrapper too: "wrap GRACE ARGV..." runs a
-// command as cmd/lockersh does, and calls Lost when descriptor 3 is closed.
+// command as cmd/lockersh does, and calls Lost when descriptor 3 is closed, and
+// "prepare ARGV..." only prepares one.
 func TestMain(m *testing.M) {
+	AtGate()
 	if len(os.Args) > 1 && os.Args[1] == "wrap" {
 		os.Exit(wrap(os.Args[2], os.Args[3:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "prepare" {
+		os.Exit(prepare(os.Args[2:]))
 	}
 	os.Exit(m.Run())
 }

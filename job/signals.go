@@ -68,7 +68,11 @@ func notifyStops() *stopSignals {
 	return s
 }
 
-func (s *stopSignals) stop() { signal.Stop(s.ch) }
+func (s *stopSignals) stop() {
+	if s.ch != nil {
+		signal.Stop(s.ch)
+	}
+}
 
 // fromTerminal says whether a terminal sends the signal to its foreground group.
 func fromTerminal(s syscall.Signal) bool {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -68,18 +69,23 @@ func lookPath(name string) (string, error) {
 	return "", reason
 }
 
-// wait starts the command and reports every change of a child until it is told to
-// stop. It keeps to one thread, and the thread lives as long as the command:
-// PR_SET_PDEATHSIG is about the thread that forked (prctl(2)).
-func (j *Job) wait(path string, started chan<- error) {
+// wait forks the child at the gate and reports every change of a child until it is
+// told to stop. It keeps to one thread, and the thread lives as long as the command:
+// the child is killed when the thread that forked it ends (PR_SET_PDEATHSIG, prctl(2)).
+func (j *Job) wait(path string, sock int, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
-	pid, err := j.fork(path, j.opts.Argv)
-	if err == syscall.ENOEXEC {
-		// A script without an interpreter line: execvp has the shell read it.
-		pid, err = j.fork("/bin/sh", append([]string{"/bin/sh", path}, j.opts.Argv[1:]...))
+	group := sharedGroup
+	if j.own {
+		group = ownGroup
 	}
+	argv := append([]string{gateName, strconv.Itoa(sock), group, path}, j.opts.Argv...)
+	pid, err := syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
+		Env:   os.Environ(),
+		Files: []uintptr{0, 1, 2},
+	})
+	_ = unix.Close(sock)
 	j.pid = pid
 	started <- err
 	if err != nil {
@@ -96,20 +102,6 @@ func (j *Job) wait(path string, started chan<- error) {
 			return
 		}
 	}
-}
-
-func (j *Job) fork(path string, argv []string) (int, error) {
-	sys := &syscall.SysProcAttr{Setpgid: j.own, Pdeathsig: syscall.SIGKILL}
-	if j.own && j.tty.ours() {
-		// The child takes the terminal itself, before exec: it never finds itself
-		// in the background.
-		sys.Foreground, sys.Ctty = true, j.tty.fd
-	}
-	return syscall.ForkExec(path, argv, &syscall.ProcAttr{
-		Env:   j.opts.Env,
-		Files: []uintptr{0, 1, 2},
-		Sys:   sys,
-	})
 }
 
 func exitCode(s syscall.WaitStatus) int {

@@ -47,6 +47,21 @@ func descendants() []process {
 	return all
 }
 
+// remains counts the descendants in our session.
+func remains() int {
+	session, err := unix.Getsid(0)
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, p := range descendants() {
+		if s, err := unix.Getsid(p.pid); err == nil && s == session {
+			n++
+		}
+	}
+	return n
+}
+
 // readProcess reads /proc/PID/stat (proc_pid_stat(5)), fields 3 to 5. It has no
 // zombies: they are past signals.
 func readProcess(pid int) (process, bool) {

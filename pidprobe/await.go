@@ -3,6 +3,8 @@ package pidprobe
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
 	"time"
 )
 
@@ -28,9 +30,9 @@ func Await(ctx context.Context, p Process) error {
 }
 
 // AwaitDeath returns nil when a process has ended. For one of another host it asks
-// that host's pidstatd once a second, and does not return while there is no answer:
-// whoever is out of reach may live. Errors are [ErrPID], [ErrNoHost], the context's,
-// or why it cannot wait.
+// that host's server once a second, and is told at once if the server can; it does
+// not return while there is no answer: whoever is out of reach may live. Errors are
+// [ErrPID], [ErrNoHost], the context's, or why it cannot wait.
 func (c *Client) AwaitDeath(ctx context.Context, host string, pid int32) error {
 	if pid < 1 {
 		return ErrPID
@@ -49,19 +51,91 @@ func (c *Client) AwaitDeath(ctx context.Context, host string, pid int32) error {
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(askWait)
-	defer tick.Stop()
-	for try := 0; ; try++ {
-		// Silence is how one that lives answers: only word of a death is asked for.
-		v, err := c.ask(ctx, addrs[try%len(addrs)], host, pid, IfDead)
-		if err == nil && v == Dead {
+	i := inquiry{host: host, pid: pid}
+	defer i.close()
+	for try := 0; ; {
+		next := time.Now().Add(askWait)
+		v, again := i.ask(ctx, addrs[try%len(addrs)], next)
+		switch {
+		case v == Dead:
 			return nil
+		case again:
+			continue
+		case v == Unknown:
+			// So it is also when a server that promises nothing has one that lives. The
+			// next socket has a new route, and what this one was promised is lost.
+			i.close()
+			try++
 		}
 		select {
-		case <-tick.C:
+		case <-time.After(time.Until(next)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// inquiry is the watch of one process of another host.
+type inquiry struct {
+	host  string
+	pid   int32
+	birth []byte   // of the process, as the last promise had it
+	conn  net.Conn // nil at first, and after silence
+}
+
+// ask asks, and hears the server until the time is over or there is something to do.
+// [Alive] is a promise to tell of the end. If that has been told, it is time to ask
+// again.
+func (i *inquiry) ask(ctx context.Context, addr netip.AddrPort, until time.Time) (v Verdict, again bool) {
+	if i.conn == nil {
+		// On a connected socket the kernel drops what comes from elsewhere.
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "udp", addr.String())
+		if err != nil {
+			return Unknown, false
+		}
+		i.conn = conn
+	}
+	conn := i.conn
+	if conn.SetReadDeadline(until) != nil {
+		return Unknown, false
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := conn.Write(appendQuestion(nil, i.pid, i.host, IfDead|tellEnd, i.birth)); err != nil {
+		return Unknown, false
+	}
+	// What is pushed may come before the promise, if the process ends just now. By
+	// itself it is nothing to act on: very old servers may say so each time.
+	pushed := false
+	var buf [maxDatagram]byte
+	for {
+		n, err := conn.Read(buf[:])
+		if err != nil {
+			return v, false
+		}
+		a, ok := parseAnswer(buf[:n])
+		switch {
+		case !ok || a.pid != i.pid || string(a.host) != i.host:
+			continue
+		case a.verdict == Dead:
+			return Dead, false
+		case a.verdict == Unknown:
+			pushed = true
+		case len(a.birth) > 0:
+			i.birth = append(i.birth[:0], a.birth...)
+			v = Alive
+		}
+		if pushed && v == Alive {
+			return v, true
+		}
+	}
+}
+
+func (i *inquiry) close() {
+	if i.conn != nil {
+		i.conn.Close()
+		i.conn = nil
 	}
 }
 

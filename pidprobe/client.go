@@ -158,7 +158,7 @@ func (c *Client) ask(ctx context.Context, addr netip.AddrPort, host string, pid 
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := conn.Write(appendQuestion(nil, pid, host, want)); err != nil {
+	if _, err := conn.Write(appendQuestion(nil, pid, host, want, nil)); err != nil {
 		return Unknown, err
 	}
 	var buf [maxDatagram]byte
@@ -170,9 +170,8 @@ func (c *Client) ask(ctx context.Context, addr netip.AddrPort, host string, pid 
 			}
 			return Unknown, err
 		}
-		from, v, name, ok := parseAnswer(buf[:n])
-		if ok && from == pid && string(name) == host {
-			return v, nil
+		if a, ok := parseAnswer(buf[:n]); ok && a.pid == pid && string(a.host) == host {
+			return a.verdict, nil
 		}
 	}
 }

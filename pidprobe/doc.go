@@ -24,6 +24,22 @@
 //   - [Client] and [Server] speak the pidstat protocol of IPC::Locker, a datagram
 //     each way, with other hosts.
 //
+// # To be told by another host
+//
+// [Client.AwaitDeath] asks once a second. In the question it also asks to be told,
+// by a bit that IPC::Locker's servers do not look at. A [Server] that will do so
+// answers with the process's birth, which no other answer has, and watches the
+// process with a [Watcher]. When that ends, one datagram goes to the one who asked:
+// not that the process has ended, but "look again", which anyone may forge and no
+// harm done. The client asks, now for the process of that birth, and has the answer
+// that counts; one that has got the number since is another. A birth is as good for
+// a server that was started in between, or has forgotten the question.
+//
+// Each question renews the wish, and the server forgets those that are not renewed
+// for five seconds. So nothing has to arrive: a push that is lost, a server that is
+// started anew, full, or IPC::Locker's own cost a second, which is what polling
+// costs.
+//
 // Process numbers are those of our own pid namespace, throughout. A node that
 // looks after a host has to run in the host's namespace.
 //
@@ -32,5 +48,6 @@
 // A process is reported dead at most once for each [Watcher.Watch], and never
 // while it lives. [Signal] reaches the process that was meant or none. The server
 // answers only what it is asked, once, to where the question came from, and never
-// with more than the question's length, its own name and a few bytes.
+// with more than the question's length, its own name and a few bytes. To that it
+// adds one datagram at most, as long as an answer, for a question that wants it.
 package pidprobe

@@ -230,8 +230,12 @@ func (b *batch) transmit() (sent int, err error) {
 	return sent, nil
 }
 
-// wantAddresses asks the kernel for the control messages that keepAddress needs.
+// wantAddresses asks the kernel for the control messages that keepAddress needs. A
+// socket that is bound to one address goes without, and answers a little more.
 func wantAddresses(conn *net.UDPConn) error {
+	if !conn.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
+		return nil
+	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err

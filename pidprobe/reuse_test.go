@@ -1,10 +1,13 @@
 package pidprobe
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -22,10 +25,15 @@ func TestReusedNumber(t *testing.T) {
 	for _, want := range []string{
 		"the first: alive",
 		"its number, from a cache: alive",
+		"asked for by its birth: 1",
+		"word of its end: UNKN 100 na h",
 		"the second has the number: true",
 		"without a pidfd, a watch of the first: dead",
 		"the second: alive",
 		"the first: dead",
+		"the first, by its birth: EXIS 100 0 h",
+		"the same of another server: EXIS 100 0 h",
+		"the number alone: EXIS 100 1 h and a birth",
 		"its number, from a cache: alive",
 		"a signal to the first: the process has ended",
 		"a watch of the first: dead",
@@ -79,8 +87,22 @@ func playReuse() error {
 	if err := polls.Watch(Process{PID: 100}); err != nil {
 		return err
 	}
+	server, err := serveInNamespace()
+	if err != nil {
+		return err
+	}
+	exists, err := server("PIDR 100 h 10")
+	if err != nil {
+		return err
+	}
+	fmt.Println("asked for by its birth:", strings.TrimSuffix(strings.TrimPrefix(exists, "EXIS 100 "), " h "+one.birth()))
 	_ = first.Process.Kill()
 	_ = first.Wait()
+	push, err := server("")
+	if err != nil {
+		return err
+	}
+	fmt.Println("word of its end:", push)
 	time.Sleep(50 * time.Millisecond) // start times count in hundredths
 	if _, err := numbered100(); err != nil {
 		return err
@@ -95,6 +117,22 @@ func playReuse() error {
 	}
 	fmt.Println("the second:", Check(two))
 	fmt.Println("the first:", Check(one))
+	said, err := server("PIDR 100 h 10 " + one.birth())
+	if err != nil {
+		return err
+	}
+	fmt.Println("the first, by its birth:", said)
+	if server, err = serveInNamespace(); err != nil {
+		return err
+	}
+	if said, err = server("PIDR 100 h 10 " + one.birth()); err != nil {
+		return err
+	}
+	fmt.Println("the same of another server:", said)
+	if said, err = server("PIDR 100 h 10"); err != nil {
+		return err
+	}
+	fmt.Println("the number alone:", strings.Replace(said, two.birth(), "and a birth", 1))
 	fmt.Println("its number, from a cache:", fromCache())
 	err = Signal(one, syscall.SIGKILL)
 	for e := err; e != nil; e = errors.Unwrap(e) {
@@ -115,6 +153,35 @@ func playReuse() error {
 	fmt.Println("the second:", Check(two))
 	fmt.Println("with the /proc of another namespace:", foreign)
 	return nil
+}
+
+// serveInNamespace starts a server. The function returned asks it, if there is
+// something to ask, and gives what comes next.
+func serveInNamespace() (func(question string) (string, error), error) {
+	conn, err := Listen(context.Background(), "127.0.0.1", 0)
+	if err != nil {
+		return nil, err
+	}
+	s, err := NewServer(conn, ServerConfig{})
+	if err != nil {
+		return nil, err
+	}
+	go func() { _ = s.Serve(context.Background()) }()
+	c, err := net.Dial("udp", s.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	return func(question string) (string, error) {
+		if question != "" {
+			if _, err := c.Write([]byte(question)); err != nil {
+				return "", err
+			}
+		}
+		var b [maxDatagram]byte
+		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, err := c.Read(b[:])
+		return string(b[:n]), err
+	}, nil
 }
 
 // numbered100 starts a process as number 100.

@@ -43,6 +43,7 @@ type Server struct {
 	workers int
 	limit   *limiter
 	start   time.Time
+	subs    *subscriptions
 
 	asked, answered, refused, limited atomic.Uint64
 }
@@ -53,6 +54,7 @@ type Stats struct {
 	Answered uint64 // answers sent
 	Refused  uint64 // datagrams that are no question
 	Limited  uint64 // questions over the rate
+	Pushed   uint64 // ends told to those who wanted to be
 }
 
 // Listen opens a socket for a [Server]; an empty host is all addresses of this
@@ -82,6 +84,7 @@ func NewServer(conn *net.UDPConn, cfg ServerConfig) (*Server, error) {
 	s.workers = max(s.workers, 1)
 	s.limit = newLimiter(orDefault(cfg.Rate, DefaultRate), orDefault(cfg.SourceRate, DefaultSourceRate))
 	s.start = time.Now().Add(-time.Hour)
+	s.subs = newSubscriptions(conn, s.start)
 	return s, nil
 }
 
@@ -97,7 +100,7 @@ func (s *Server) Addr() *net.UDPAddr { return s.conn.LocalAddr().(*net.UDPAddr) 
 
 // Stats counts what has happened so far.
 func (s *Server) Stats() Stats {
-	return Stats{s.asked.Load(), s.answered.Load(), s.refused.Load(), s.limited.Load()}
+	return Stats{s.asked.Load(), s.answered.Load(), s.refused.Load(), s.limited.Load(), s.subs.pushed.Load()}
 }
 
 // Serve answers until the context ends, then closes the socket and returns nil.
@@ -105,6 +108,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
 	defer stop()
 	defer s.conn.Close()
+	defer s.subs.close()
 	var wg sync.WaitGroup
 	errs := make([]error, s.workers)
 	for i := range s.workers {
@@ -130,6 +134,7 @@ type worker struct {
 	s     *Server
 	batch *batch
 	look  *lookout
+	now   time.Duration // when the batch was read
 
 	// Of the questions of a batch that are questions: their place among the
 	// datagrams, what they ask, and what to say.
@@ -182,7 +187,8 @@ func (w *worker) read(n int) {
 		w.n++
 	}
 	asked := w.n
-	w.s.limit.allow(time.Since(w.s.start), w.sources[:asked], w.allowed[:asked])
+	w.now = time.Since(w.s.start)
+	w.s.limit.allow(w.now, w.sources[:asked], w.allowed[:asked])
 	w.n = 0
 	for i := range asked {
 		if w.allowed[i] {
@@ -199,13 +205,17 @@ func (w *worker) read(n int) {
 func (w *worker) write() {
 	for i := range w.n {
 		q := &w.questions[i]
-		if !q.want.wants(w.verdicts[i]) {
-			continue
-		}
 		host := q.host
 		if len(host) == 0 {
 			host = w.s.name
 		}
-		w.batch.answer(w.place[i], appendAnswer(w.replies[i][:0], q.number, w.verdicts[i], host))
+		birth := ""
+		if q.want&tellEnd != 0 && w.verdicts[i] == Alive {
+			w.verdicts[i], birth = w.s.subs.ask(w.now, q, host, w.batch, w.place[i])
+		}
+		if birth == "" && !q.want.wants(w.verdicts[i]) {
+			continue
+		}
+		w.batch.answer(w.place[i], appendAnswer(w.replies[i][:0], q.number, w.verdicts[i], host, birth))
 	}
 }

@@ -286,7 +286,7 @@ func TestLookout(t *testing.T) {
 }
 
 func TestReplyFitsInItsBuffer(t *testing.T) {
-	a := appendAnswer(make([]byte, 0, maxReply), []byte("2147483647"), Unknown, bytes.Repeat([]byte("h"), maxHost))
+	a := appendAnswer(make([]byte, 0, maxReply), []byte("2147483647"), Unknown, bytes.Repeat([]byte("h"), maxHost), strings.Repeat("1", maxBirth))
 	if len(a) != maxReply || cap(a) != maxReply {
 		t.Errorf("%d bytes in a buffer of %d", len(a), cap(a))
 	}

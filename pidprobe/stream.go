@@ -87,7 +87,7 @@ func (s *Stream) Request(ctx context.Context, host string, pid int32, want Flags
 	if s.waiting >= maxPending {
 		return ErrPending
 	}
-	s.out = appendQuestion(s.out[:0], pid, host, want)
+	s.out = appendQuestion(s.out[:0], pid, host, want&AllAnswers, nil)
 	if _, err := s.conn.WriteToUDPAddrPort(s.out, to); err != nil {
 		return fmt.Errorf("ask %s: %w", host, err)
 	}
@@ -126,12 +126,12 @@ func (s *Stream) Receive(ctx context.Context) (Answer, error) {
 		case err != nil:
 			return Answer{}, fmt.Errorf("receive answers: %w", err)
 		}
-		pid, v, host, ok := parseAnswer(s.in[:n])
+		a, ok := parseAnswer(s.in[:n])
 		if !ok {
 			continue
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		key := pendingKey{from, string(host), pid}
+		key := pendingKey{from, string(a.host), a.pid}
 		switch s.pending[key] {
 		case 0:
 			continue
@@ -141,7 +141,7 @@ func (s *Stream) Receive(ctx context.Context) (Answer, error) {
 			s.pending[key]--
 		}
 		s.waiting--
-		return Answer{key.host, pid, v}, nil
+		return Answer{key.host, a.pid, a.verdict}, nil
 	}
 }
 

@@ -14,6 +14,17 @@ import (
 //
 // HOST comes back as it was sent. Without one, or with 0, it is the name of the
 // host that answers. There is no answer to anything else.
+//
+// Ours is an extension that others do not notice. FLAGS with 8 in it asks to be told
+// of the end, and words after FLAGS are nobody's otherwise:
+//
+//	PIDR PID HOST 10             question
+//	EXIS PID 1 HOST BIRTH        it exists, and you will be told
+//	UNKN PID na HOST             later, unasked: look again
+//	PIDR PID HOST 10 BIRTH       question about that process, no later one
+//	EXIS PID 0 HOST              it does not exist any more
+//
+// An answer without BIRTH is what the rest of FLAGS asks for, and no promise.
 
 // Flags are the answers that the one who asks wants. Servers before IPC::Locker
 // 1.480 send all.
@@ -25,6 +36,11 @@ const (
 	IfUnknown
 
 	AllAnswers = IfAlive | IfDead | IfUnknown
+
+	// tellEnd asks to be told when the process ends, and for an answer with its
+	// birth if that will be done. It needs others beside it: alone it is for servers
+	// that do not know it the wish for no answer at all.
+	tellEnd Flags = 8
 )
 
 const (
@@ -33,7 +49,7 @@ const (
 	// maxHost is the longest name of a host, in DNS and in the kernel.
 	maxHost = 255
 	// maxReply is room for the longest answer.
-	maxReply = len("UNKN ") + 10 + len(" na ") + maxHost
+	maxReply = len("UNKN ") + 10 + len(" na ") + maxHost + len(" ") + maxBirth
 )
 
 // question is what a datagram asks. Its slices are parts of the datagram.
@@ -42,6 +58,7 @@ type question struct {
 	pid    int32
 	host   []byte // empty if the server is to give its own
 	want   Flags
+	birth  []byte // of the process meant, if it wants to be told of the end
 }
 
 // parseQuestion reads the first line of a datagram. No is for everything that
@@ -58,7 +75,7 @@ func parseQuestion(b []byte) (q question, ok bool) {
 	var host, flags []byte
 	q.number, rest = cutWord(rest)
 	host, rest = cutWord(rest)
-	flags, _ = cutWord(rest)
+	flags, rest = cutWord(rest)
 	q.pid, ok = number(q.number)
 	if !ok || len(host) > maxHost {
 		return question{}, false
@@ -67,6 +84,9 @@ func parseQuestion(b []byte) (q question, ok bool) {
 		q.host = host
 	}
 	q.want = parseFlags(flags)
+	if q.want&tellEnd != 0 {
+		q.birth, _ = cutWord(rest)
+	}
 	return q, true
 }
 
@@ -81,9 +101,9 @@ func parseFlags(b []byte) Flags {
 		if c < '0' || c > '9' {
 			break
 		}
-		f = f*10 + c - '0' // 10 is even and 256 a multiple of 8: overflow leaves the low bits right
+		f = f*10 + c - '0' // modulo 256, of which the low bits are those of the whole
 	}
-	return Flags(f) & AllAnswers
+	return Flags(f) & (AllAnswers | tellEnd)
 }
 
 // number reads a process number of at most ten digits.
@@ -112,17 +132,23 @@ func (f Flags) wants(v Verdict) bool {
 	return f&IfUnknown != 0
 }
 
-func appendQuestion(b []byte, pid int32, host string, want Flags) []byte {
+// appendQuestion writes a question; birth may be empty.
+func appendQuestion(b []byte, pid int32, host string, want Flags, birth []byte) []byte {
 	b = append(b, "PIDR "...)
 	b = strconv.AppendInt(b, int64(pid), 10)
 	b = append(b, ' ')
 	b = append(b, host...)
 	b = append(b, ' ')
 	b = strconv.AppendUint(b, uint64(want), 10)
+	if len(birth) > 0 {
+		b = append(b, ' ')
+		b = append(b, birth...)
+	}
 	return append(b, '\n')
 }
 
-func appendAnswer(b, number []byte, v Verdict, host []byte) []byte {
+// appendAnswer writes an answer; birth is empty but for one that lives.
+func appendAnswer(b, number []byte, v Verdict, host []byte, birth string) []byte {
 	if v == Unknown {
 		b = append(b, "UNKN "...)
 	} else {
@@ -137,29 +163,46 @@ func appendAnswer(b, number []byte, v Verdict, host []byte) []byte {
 	default:
 		b = append(b, " na "...)
 	}
-	return append(b, host...)
+	b = append(b, host...)
+	if birth != "" {
+		b = append(b, ' ')
+		b = append(b, birth...)
+	}
+	return b
 }
 
-// parseAnswer reads an answer. The host is a part of b.
-func parseAnswer(b []byte) (pid int32, v Verdict, host []byte, ok bool) {
+// answer is what a datagram says. Its slices are parts of the datagram.
+type answer struct {
+	pid     int32
+	verdict Verdict
+	host    []byte
+	birth   []byte // only of a process whose end will be told
+}
+
+func parseAnswer(b []byte) (a answer, ok bool) {
 	kind, rest := cutWord(b)
 	num, rest := cutWord(rest)
 	word, rest := cutWord(rest)
-	host, _ = cutWord(rest)
-	pid, ok = number(num)
-	if !ok || len(host) == 0 {
-		return 0, Unknown, nil, false
+	a.host, rest = cutWord(rest)
+	a.pid, ok = number(num)
+	if !ok || len(a.host) == 0 {
+		return answer{}, false
 	}
 	switch {
 	case string(kind) == "UNKN":
-		return pid, Unknown, host, true
+		return a, true
 	case string(kind) != "EXIS":
 	case string(word) == "1":
-		return pid, Alive, host, true
+		a.verdict = Alive
+		if birth, _ := cutWord(rest); len(birth) <= maxBirth {
+			a.birth = birth
+		}
+		return a, true
 	case string(word) == "0":
-		return pid, Dead, host, true
+		a.verdict = Dead
+		return a, true
 	}
-	return 0, Unknown, nil, false
+	return answer{}, false
 }
 
 // isBlank is white space as Perl's \s has it.

@@ -17,13 +17,17 @@ var lockerd, lockersh string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if dir := os.Getenv(programsEnv); dir != "" {
+			findPrograms(dir)
+			return m.Run()
+		}
 		dir, err := os.MkdirTemp("", "systest-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		lockerd, lockersh = filepath.Join(dir, "lockerd"), filepath.Join(dir, "lockersh")
+		findPrograms(dir)
 		out, err := exec.Command("go", "build", "-o", dir+"/", "../cmd/lockerd", "../cmd/lockersh").CombinedOutput()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
@@ -31,6 +35,10 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
+}
+
+func findPrograms(dir string) {
+	lockerd, lockersh = filepath.Join(dir, "lockerd"), filepath.Join(dir, "lockersh")
 }
 
 // start runs a cluster until the test ends. When the test fails, the nodes' last

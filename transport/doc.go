@@ -27,7 +27,7 @@
 //	lease SECONDS          the hold ends unless renewed within this time; 0 = none
 //	wait SECONDS           longest wait of a LOCK; 0 = for ever
 //	start TICKS, boot ID   which process has that pid, beside pid and hostname
-//	fence N                the one hold meant by UNLOCK, BREAK_LOCK, RENEW; 0 = none
+//	fence N                the one hold meant by UNLOCK, BREAK_LOCK, RENEW, ANCHOR; 0 = none
 //
 // and the verbs
 //
@@ -35,11 +35,21 @@
 //	CANCEL   ends the LOCK that waits, or releases what the last LOCK was granted
 //	HOLDS    "hold JSON" and "waiter JSON" lines, and a blank line
 //	PING     "pong"
+//	ANCHOR   "anchored FENCE": see below
 //
 // CANCEL is the one verb that is read while a LOCK waits. It is answered by a
 // status block with the error cancelled, which also stands for the answer of the
 // LOCK it ends. A LOCK that ended just before has been answered by a block of its
 // own: the client reads on until it sees the error cancelled.
+//
+// ANCHOR, on a connection of its own, ties the hold with this fence to all who
+// have that connection open, beside the process that pid, hostname, start and boot
+// name (as its LOCK did): a hold that ends with its process does so only when no
+// anchor of it is open any more. Descendants inherit the connection, so the lock
+// lasts until the last of them has gone. After the answer neither side sends
+// anything; the server closes when the hold is over, or when it stops. A node that
+// cannot watch the process, since it runs on another host, answers with the error
+// elsewhere.
 //
 // A status block has all names, then "fence N"; an error has a text after its
 // word; "print_waiting" is followed by "place N" where that is known. Between
@@ -49,7 +59,7 @@
 //	moved HOST:PORT ...    the node stops; places in queues are kept a while for who asks there
 //
 // The error words are no_leader, too_long, too_many, bad_request, refused,
-// timeout, cancelled, lost, superseded and stopping.
+// timeout, cancelled, lost, superseded, stopping and elsewhere.
 //
 // # Bounds and faults
 //

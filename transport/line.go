@@ -28,6 +28,7 @@ const (
 	WordLost       = "lost"
 	WordSuperseded = "superseded"
 	WordStopping   = "stopping"
+	WordElsewhere  = "elsewhere"
 )
 
 // Fault is what an "error" line says: a word for programs and a text for people.
@@ -78,6 +79,14 @@ func (l *lines) next() ([]byte, bool) {
 	l.start = l.scanned + i + 1
 	l.scanned = l.start
 	return line, true
+}
+
+// skipBlank takes line ends without lines.
+func (l *lines) skipBlank() {
+	for l.start < l.end && (l.buf[l.start] == '\n' || l.buf[l.start] == '\r') {
+		l.start++
+	}
+	l.scanned = max(l.scanned, l.start)
 }
 
 // fill reads once. It fails with too_long, and reads nothing, while more than

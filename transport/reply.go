@@ -106,6 +106,13 @@ func AppendProto(dst []byte, node string) []byte { return appendLine(dst, "proto
 // AppendPong answers PING.
 func AppendPong(dst []byte) []byte { return append(dst, "pong\n"...) }
 
+// AppendAnchored answers ANCHOR.
+func AppendAnchored(dst []byte, fence uint64) []byte {
+	dst = append(dst, "anchored "...)
+	dst = strconv.AppendUint(dst, fence, 10)
+	return append(dst, '\n')
+}
+
 // AppendHold writes a hold as one line of HOLDS; json has no newline.
 func AppendHold(dst, json []byte) []byte { return appendJSON(dst, "hold ", json) }
 

@@ -25,6 +25,7 @@ const (
 	ReplyLost                          // Fence, Cause, By
 	ReplyMoved                         // Addrs
 	ReplyEcho                          // Text
+	ReplyAnchored                      // Fence
 	ReplyBlank                         // a blank line: two end a LOCK_LIST, one ends HOLDS
 )
 
@@ -166,6 +167,9 @@ func (r *ReplyReader) takeLine(key string, rest []byte) (reply Reply, ok bool, e
 		return Reply{Kind: ReplyProto, Text: firstWord(name)}, true, nil
 	case "pong":
 		return Reply{Kind: ReplyPong}, true, nil
+	case "anchored":
+		n, err := replyNumber(rest, 64)
+		return Reply{Kind: ReplyAnchored, Fence: n}, err == nil, err
 	case "hold":
 		return Reply{Kind: ReplyHold, Text: string(rest)}, true, nil
 	case "waiter":

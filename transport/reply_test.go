@@ -69,6 +69,7 @@ func TestReplyReader(t *testing.T) {
 	b = AppendListEnd(b)
 	b = AppendHoldsEnd(AppendWaiter(AppendHold(b, []byte(`{"a":1}`)), []byte(`{}`)))
 	b = AppendPong(b)
+	b = AppendAnchored(b, 1<<64-1)
 	b = AppendMoved(b, []string{"x:1", "y:2"})
 	want := []Reply{
 		{Kind: ReplyProto, Text: "n1"},
@@ -92,6 +93,7 @@ func TestReplyReader(t *testing.T) {
 		{Kind: ReplyWaiter, Text: `{}`},
 		{Kind: ReplyBlank},
 		{Kind: ReplyPong},
+		{Kind: ReplyAnchored, Fence: 1<<64 - 1},
 		{Kind: ReplyMoved, Addrs: []string{"x:1", "y:2"}},
 	}
 	for how, src := range map[string]io.Reader{
@@ -121,6 +123,7 @@ func TestReplyEnds(t *testing.T) {
 		{"owner a", io.ErrUnexpectedEOF},
 		{"fence x\n", ErrReply},
 		{"lost x\n", ErrReply},
+		{"anchored\n", ErrReply},
 		{"place -1\n", ErrReply},
 		{strings.Repeat("x", MaxReplyLine), ErrReply},
 		{strings.Repeat("lockname x\n", maxReplyWords+1), ErrReply},
@@ -133,7 +136,7 @@ func TestReplyEnds(t *testing.T) {
 
 func FuzzReplyReader(f *testing.F) {
 	f.Add([]byte("print_obtained\nowner a\nlocked 1\nlockname a\nfence 3\nerror w t\n\n\nlock a b\n\n\n"))
-	f.Add([]byte("autounlock_check a h 9 2\nprint_waiting b\nplace 3\nlost 1 broken e\nmoved a b\nversion 1 2\n\npong\nhold {}\nwaiter {}\n\n"))
+	f.Add([]byte("autounlock_check a h 9 2\nprint_waiting b\nplace 3\nlost 1 broken e\nmoved a b\nanchored 3\nversion 1 2\n\npong\nhold {}\nwaiter {}\n\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		whole, err := replies(strings.NewReader(string(in)))
 		bytewise, err2 := replies(iotest.OneByteReader(strings.NewReader(string(in))))

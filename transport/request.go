@@ -27,6 +27,7 @@ const (
 	VerbPing
 	VerbCancel
 	VerbHolds
+	VerbAnchor
 )
 
 var verbNames = [...]string{
@@ -45,6 +46,7 @@ var verbNames = [...]string{
 	VerbPing:    "PING",
 	VerbCancel:  "CANCEL",
 	VerbHolds:   "HOLDS",
+	VerbAnchor:  "ANCHOR",
 }
 
 // String is the verb as it stands on the wire.
@@ -129,7 +131,11 @@ func (q *Request) AppendAgain(dst []byte) []byte {
 		dst = append(dst, name...)
 	}
 	dst = append(dst, '\n')
-	if q.Verb != VerbUnlock {
+	switch q.Verb {
+	case VerbUnlock:
+	case VerbAnchor:
+		dst = q.appendProcess(dst)
+	default:
 		dst = q.appendLockSettings(dst)
 	}
 	if q.Proto >= 2 {
@@ -152,12 +158,16 @@ func (q *Request) appendLockSettings(dst []byte) []byte {
 		dst = appendBool(dst, "autounlock", q.Autounlock)
 	}
 	if q.Autounlock || (q.Proto >= 2 && q.PID != 0) {
-		dst = append(dst, "pid "...)
-		dst = strconv.AppendInt(dst, int64(q.PID), 10)
-		dst = append(dst, '\n')
-		dst = appendLine(dst, "hostname", q.Host)
+		dst = q.appendProcess(dst)
 	}
 	return dst
+}
+
+func (q *Request) appendProcess(dst []byte) []byte {
+	dst = append(dst, "pid "...)
+	dst = strconv.AppendInt(dst, int64(q.PID), 10)
+	dst = append(dst, '\n')
+	return appendLine(dst, "hostname", q.Host)
 }
 
 func (q *Request) appendProto2(dst []byte) []byte {
@@ -166,9 +176,24 @@ func (q *Request) appendProto2(dst []byte) []byte {
 	dst = append(dst, "\nfence "...)
 	dst = strconv.AppendUint(dst, q.Fence, 10)
 	dst = append(dst, '\n')
-	if q.Verb != VerbLock {
+	switch q.Verb {
+	case VerbLock:
+		dst = q.appendManner(dst)
+	case VerbAnchor:
+	default:
 		return dst
 	}
+	dst = append(dst, "start "...)
+	dst = strconv.AppendUint(dst, q.Start, 10)
+	dst = append(dst, '\n')
+	if q.Boot == "" {
+		return append(dst, "boot\n"...)
+	}
+	return appendLine(dst, "boot", q.Boot)
+}
+
+// appendManner writes how a LOCK wants its locks, and for how long.
+func (q *Request) appendManner(dst []byte) []byte {
 	if q.Choice == ChoiceAll {
 		dst = append(dst, "choice all\n"...)
 	} else {
@@ -185,14 +210,7 @@ func (q *Request) appendProto2(dst []byte) []byte {
 		dst = append(dst, "mode exclusive\n"...)
 	}
 	dst = appendSeconds(dst, "lease", q.Lease)
-	dst = appendSeconds(dst, "wait", q.Wait)
-	dst = append(dst, "start "...)
-	dst = strconv.AppendUint(dst, q.Start, 10)
-	dst = append(dst, '\n')
-	if q.Boot == "" {
-		return append(dst, "boot\n"...)
-	}
-	return appendLine(dst, "boot", q.Boot)
+	return appendSeconds(dst, "wait", q.Wait)
 }
 
 func appendLine(dst []byte, key, value string) []byte {

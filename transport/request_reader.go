@@ -53,6 +53,14 @@ func (r *Reader) Next() (Request, error) {
 // once MaxPending bytes are kept.
 func (r *Reader) Fill() error { return r.in.fill(MaxPending) }
 
+// Empty takes the blank lines off the front of what has been read, and reports
+// whether that is all there was.
+func (r *Reader) Empty() bool {
+	r.ahead = 0
+	r.in.skipBlank()
+	return r.in.buffered() == 0
+}
+
 // Buffered is the number of bytes read and not yet turned into requests.
 func (r *Reader) Buffered() int { return r.in.buffered() }
 
@@ -125,7 +133,7 @@ func (r *Reader) take(line []byte) Verb {
 				return VerbNone
 			}
 			r.set.Proto = 2
-		case VerbRenew, VerbPing, VerbCancel, VerbHolds:
+		case VerbRenew, VerbPing, VerbCancel, VerbHolds, VerbAnchor:
 			if r.set.Proto < 2 {
 				return VerbNone
 			}
@@ -213,6 +221,7 @@ var depends = [...][]int{
 	VerbStatus:  {setUser, setLocks},
 	VerbRenew:   {setUser, setFence},
 	VerbDeadPID: {setDead},
+	VerbAnchor:  {setUser, setFence, setHost, setPID, setStart, setBoot},
 }
 
 var dependsProcess = []int{setHost, setPID, setStart, setBoot}
@@ -231,6 +240,9 @@ func (r *Reader) request(verb Verb) Request {
 		if q.Fault == nil && (q.PID == 0 || q.Host == "") {
 			q.Fault = faultf(WordBadRequest, "autounlock needs the pid and the hostname of a process")
 		}
+	}
+	if verb == VerbAnchor && q.Fault == nil && (q.Fence == 0 || q.PID == 0 || q.Host == "") {
+		q.Fault = faultf(WordBadRequest, "ANCHOR needs the fence of a hold, and the pid and the hostname of its process")
 	}
 	return q
 }
@@ -274,6 +286,8 @@ func verbOf(w []byte) Verb {
 		return VerbCancel
 	case "HOLDS":
 		return VerbHolds
+	case "ANCHOR":
+		return VerbAnchor
 	}
 	return VerbNone
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -44,7 +45,7 @@ func TestReader(t *testing.T) {
 			[]Request{{Verb: VerbStatus, User: "a", Locks: []string{"a"}, LocksGen: 1, Proto: 1}},
 		},
 		{
-			"extensions before proto 2", "fence 3\nwait 1\nPING\nHOLDS\nCANCEL\nRENEW\nproto 1\nVERSION",
+			"extensions before proto 2", "fence 3\nwait 1\nPING\nHOLDS\nCANCEL\nRENEW\nANCHOR\nproto 1\nVERSION",
 			nil,
 		},
 		{
@@ -93,6 +94,7 @@ func TestFault(t *testing.T) {
 		many += " n" + string(rune('A'+i%50)) + string(rune('A'+i/50))
 	}
 	auto := "locks a\nautounlock 1\npid 1\nhostname h\n"
+	anchor := "proto 2\nfence 3\npid 1\nhostname h\nstart 5\nboot b\n"
 	for _, c := range []struct{ in, want string }{
 		{"timeout soon\nLOCK\n", WordBadRequest},
 		{"timeout -1\nLOCK\n", WordBadRequest},
@@ -120,8 +122,17 @@ func TestFault(t *testing.T) {
 		{"DEAD_PID h\n", WordBadRequest},
 		{"DEAD_PID h x\n", WordBadRequest},
 		{"DEAD_PID h 1\n", ""},
+		{anchor + "ANCHOR\n", ""},
+		{anchor + "fence 0\nANCHOR\n", WordBadRequest},
+		{anchor + "fence x\nANCHOR\n", WordBadRequest},
+		{anchor + "pid 0\nANCHOR\n", WordBadRequest},
+		{anchor + "hostname ?\nANCHOR\n", WordBadRequest},
+		{anchor + "start x\nANCHOR\n", WordBadRequest},
+		{anchor + "boot \x01\nANCHOR\n", WordBadRequest},
+		{anchor + "timeout x\nANCHOR\n", ""},
 	} {
 		got, err := requests(strings.NewReader(c.in))
+		got = slices.DeleteFunc(got, func(q Request) bool { return q.Verb == VerbProto })
 		if err != nil || len(got) != 1 {
 			t.Errorf("%.60q: %d requests, %v", c.in, len(got), err)
 			continue
@@ -260,6 +271,10 @@ func TestAppend(t *testing.T) {
 			Request{Verb: VerbDeadPID, User: "U", Locks: []string{"A"}, DeadHost: "h", DeadPID: 7},
 			"user U\nlocks A\nblock 0\ntimeout 0\nDEAD_PID h 7\n\nEOF\n\n",
 		},
+		{
+			Request{Verb: VerbAnchor, Proto: 2, User: "U", Fence: 3, PID: 9, Host: "h", Start: 5, Boot: "b/1"},
+			"proto 2\nuser U\nlocks\npid 9\nhostname h\nrequest 00000000000000000000000000000000\nfence 3\nstart 5\nboot b/1\nANCHOR\n\nEOF\n\n",
+		},
 	} {
 		if got := string(c.q.Append(nil, true)); got != c.want {
 			t.Errorf("got  %q\nwant %q", got, c.want)
@@ -270,6 +285,7 @@ func TestAppend(t *testing.T) {
 func FuzzReader(f *testing.F) {
 	f.Add([]byte("user U\nlocks A B\nblock 1\ntimeout 600\nautounlock 1\npid 42\nhostname h\nLOCK\n\nEOF\n\n"))
 	f.Add([]byte("proto 2\nrequest 0a0000000000000000000000000000ff\nchoice all\nmode slots 3\nlease 1.5\nfence 9\nLOCK\nCANCEL\n"))
+	f.Add([]byte("proto 2\nuser U\nfence 3\npid 9\nhostname h\nstart 5\nboot b/1\nANCHOR\n\n"))
 	f.Add([]byte(" x\n0\ntimeout 1e9999\nlocks \x00 \xff\nDEAD_PID a b\n\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		whole, err := requests(strings.NewReader(string(in)))
@@ -281,7 +297,7 @@ func FuzzReader(f *testing.F) {
 			if len(q.Locks) > MaxNames || len(q.User) > MaxName || q.Timeout < 0 || q.Lease < 0 || q.Wait < 0 || q.PID < 0 {
 				t.Fatalf("out of bounds: %+v", q)
 			}
-			if q.Fault != nil || (q.Verb != VerbLock && q.Verb != VerbUnlock) {
+			if q.Fault != nil || (q.Verb != VerbLock && q.Verb != VerbUnlock && q.Verb != VerbAnchor) {
 				continue
 			}
 			again, err := requests(strings.NewReader(string(q.Append(nil, false))))
@@ -290,9 +306,12 @@ func FuzzReader(f *testing.F) {
 			}
 			got := again[len(again)-1]
 			q.LocksGen = got.LocksGen
-			if q.Verb == VerbUnlock {
-				// It needs no more than this.
-				q = Request{Verb: q.Verb, User: q.User, Locks: q.Locks, LocksGen: q.LocksGen, Proto: q.Proto, ID: q.ID, Fence: q.Fence}
+			// Two need no more than this.
+			if less := (Request{Verb: q.Verb, User: q.User, Locks: q.Locks, LocksGen: q.LocksGen, Proto: q.Proto, ID: q.ID, Fence: q.Fence}); q.Verb == VerbUnlock {
+				q = less
+			} else if q.Verb == VerbAnchor {
+				less.Host, less.PID, less.Start, less.Boot = q.Host, q.PID, q.Start, q.Boot
+				q = less
 			} else if !q.Autounlock && (q.Proto < 2 || q.PID == 0) {
 				q.Host, q.PID = got.Host, got.PID
 			}

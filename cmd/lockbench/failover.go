@@ -96,6 +96,14 @@ func (p *program) judge(missed []string) error {
 	return fmt.Errorf("%w: %s", errMissed, strings.Join(missed, "; "))
 }
 
+// tooSlow says which goal is missed, if it is.
+func tooSlow(what string, got millis, goal time.Duration) []string {
+	if time.Duration(got) < goal {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s took %s ms, the goal is under %v", what, cell(got), goal)}
+}
+
 type failoverResult struct {
 	Servers  int    `json:"servers"`
 	Clients  int    `json:"clients"`
@@ -125,9 +133,7 @@ func (r *failoverResult) table() *table {
 // missed lists the goals that were not met.
 func (r *failoverResult) missed() (missed []string) {
 	check := func(what string, got millis, goal time.Duration) {
-		if time.Duration(got) >= goal {
-			missed = append(missed, fmt.Sprintf("%s took %s ms, the goal is under %v", what, cell(got), goal))
-		}
+		missed = append(missed, tooSlow(what, got, goal)...)
 	}
 	if r.Cut {
 		check("the worst of the attached clients", r.Attached.Worst, goalCut)

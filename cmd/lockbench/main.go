@@ -1,6 +1,6 @@
 // Command lockbench measures a lock cluster: how much it does a second, how long
-// its clients stand still when the leader dies, and whether it keeps its leader on
-// a busy machine.
+// its clients stand still when the leader dies, how soon the lock of a dead process
+// is granted to the next, and whether the cluster keeps its leader on a busy machine.
 //
 // It starts the servers it measures, real processes with real disks, and removes
 // them afterwards. It uses the bare line protocol, not package client.
@@ -102,7 +102,7 @@ with their data in a temporary directory, and removes them afterwards.
 
 Exit status:
    0  measured, and all goals are met
-   1  measured, and a goal is missed (failover, elections)
+   1  measured, and a goal is missed (failover, deaths, elections)
   64  wrong option or argument
   69  could not measure: a server did not start, or a client got no answer
  130  interrupted`,
@@ -111,6 +111,7 @@ Exit status:
   lockbench handoff --servers 3 --waiters 1000
   lockbench failover --runs 20
   lockbench failover --cut --runs 5
+  lockbench deaths --runs 200
   lockbench elections --for 60s
   lockbench pairs --connect node1:1751,node2:1751 --clients 16`,
 		Version:           version,
@@ -126,7 +127,8 @@ Exit status:
 	f := root.PersistentFlags()
 	f.StringVar(&p.lockerd, "lockerd", "", "`path` of lockerd (default: beside lockbench)")
 	f.BoolVar(&p.json, "json", false, "print JSON, for programs")
-	root.AddCommand(p.pairsCommand(), p.handoffCommand(), p.failoverCommand(), p.electionsCommand(), spinCommand())
+	root.AddCommand(p.pairsCommand(), p.handoffCommand(), p.failoverCommand(), p.deathsCommand(), p.electionsCommand(),
+		spinCommand(), idleCommand())
 	return root
 }
 

@@ -54,6 +54,9 @@ func TestMistakes(t *testing.T) {
 		{"failover --runs 0", "--runs 0: from 1"},
 		{"failover --servers 2", "--servers 2: from 3"},
 		{"failover --connect a:1", "unknown flag: --connect"},
+		{"deaths --runs 0", "--runs 0: from 1"},
+		{"deaths --servers 8", "--servers 8: from 1 to 7"},
+		{"deaths --connect a:1", "unknown flag: --connect"},
 		{"elections --busy -1", "--busy -1"},
 	} {
 		var out, errs bytes.Buffer
@@ -78,6 +81,7 @@ func TestFailures(t *testing.T) {
 		{"handoff --connect 127.0.0.1:1", "connection refused"},
 		{"pairs --lockerd " + broken, "n1 has ended: no disk"},
 		{"failover --lockerd " + broken, "has ended: no disk"},
+		{"deaths --lockerd " + broken, "has ended: no disk"},
 	} {
 		var out, errs bytes.Buffer
 		if code := run(t.Context(), strings.Fields(c.args), &out, &errs); code != exitFailed || !strings.Contains(errs.String(), c.want) {
@@ -91,7 +95,7 @@ func TestHelpAndVersion(t *testing.T) {
 	if code := run(t.Context(), []string{"--version"}, &out, &errs); code != 0 || out.String() != "Version: "+version+"\n" {
 		t.Errorf("--version: %d, %q", code, out.String())
 	}
-	for _, c := range []string{"", "pairs", "handoff", "failover", "elections"} {
+	for _, c := range []string{"", "pairs", "handoff", "failover", "deaths", "elections"} {
 		out.Reset()
 		if code := run(t.Context(), append(strings.Fields(c), "--help"), &out, &errs); code != 0 || !strings.Contains(out.String(), "Usage:") {
 			t.Errorf("%s --help: %d, %q", c, code, out.String())
@@ -111,6 +115,8 @@ func TestMeasure(t *testing.T) {
 		{"pairs --clients 2 --for 100ms --pipeline 8", []string{"pairs_per_second"}},
 		{"handoff --waiters 20 --for 100ms", []string{"handoffs_per_second", "queued_per_second", "handoff.p99_ms"}},
 		{"failover --runs 1 --clients 2 --no-goals", []string{"attached.p50_ms", "walking.worst_ms", "first.p50_ms"}},
+		{"deaths --runs 6 --no-goals", []string{"death.p50_ms", "death.p99_ms", "watchers"}},
+		{"deaths --runs 2 --servers 1 --no-goals", []string{"death.worst_ms"}},
 		{"elections --for 300ms --no-goals", []string{"pairs", "worst_pair_ms"}},
 	} {
 		t.Run(c.args, func(t *testing.T) {

@@ -120,6 +120,23 @@ func TestFailoverGoals(t *testing.T) {
 	}
 }
 
+func TestDeathGoals(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   samples
+		want []string
+	}{
+		{"both met", ms(1, 2, 99), nil},
+		{"median", ms(1, 20, 30), []string{"half of the deaths took 20.0 ms, the goal is under 20ms"}},
+		{"p99", ms(1, 2, 100), []string{"99% of the deaths took 100 ms, the goal is under 100ms"}},
+	} {
+		r := deathsResult{Death: c.in.spread()}
+		if got := r.missed(); strings.Join(got, "\n") != strings.Join(c.want, "\n") {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 func TestReport(t *testing.T) {
 	r := &pairsResult{Servers: 3, Clients: 16, Proto: 1, Pipeline: 1, Seconds: 3, Rate: 1234, Pair: ms(1, 20, 300).spread()}
 	var b bytes.Buffer

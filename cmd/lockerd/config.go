@@ -71,7 +71,7 @@ func fromText(o *options, fs *pflag.FlagSet, path string, text []byte) error {
 
 // kindOf is the type of an option's value. A port may be a number or a name.
 func kindOf(f *pflag.Flag) string {
-	if f.Name == "port" {
+	if f.Name == "port" || f.Name == "pidstat-port" {
 		return "port"
 	}
 	return f.Value.Type()

@@ -190,6 +190,7 @@ func TestFileMistakes(t *testing.T) {
 		{"name = 5\n", "line 1: name: wants a text in quotes"},
 		{"\ndebug = \"yes\"\n", "line 2: debug: wants true or false"},
 		{"bootstrap-expect = \"3\"\n", "wants a whole number"},
+		{"pidstat-port = true\n", "line 1: pidstat-port: wants a number, or a service name"},
 		{"join = [1, 2]\n", "wants a list of texts"},
 		{"version = true\n", "unknown key"},
 		{"config = \"b\"\n", "unknown key"},

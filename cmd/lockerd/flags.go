@@ -16,6 +16,7 @@ type options struct {
 	help, version, debug, nofork, fork bool
 
 	host, port, path string
+	pidstat          string
 	dataDir, name    string
 	agent            bool
 	expect           int
@@ -40,6 +41,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.host, "host", "localhost", "`address` to serve clients on; 0.0.0.0 for all")
 	fs.StringVar(&o.port, "port", "", "`port` to serve clients on, a number or a service name (default $IPCLOCKER_PORT, the service lockerd, or 1751)")
 	fs.StringVar(&o.path, "path", "", "serve clients on this UNIX `socket` instead of a port")
+	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does, and on which to ask theirs: a number, a service name, or 0 not to tell (default the service pidstatd, or 1752)")
 	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd)")
 	fs.StringVar(&o.name, "name", "", "`name` of the node, its own in the cluster (default the host's name)")
 	fs.BoolVar(&o.agent, "agent", false, "serve clients without a vote and without a log, through the servers of --join")
@@ -221,6 +223,10 @@ Usage: lockerd [OPTION]...
 Alone, lockerd is a cluster of one node that serves this host. Locks survive a
 restart: they are kept in the data directory.
 
+A node also tells which processes of its host live, on --host like all it serves:
+the host needs no pidstatd then. Where one runs, the node leaves that to it, and in
+a container, where numbers are not the host's, it does so only with --pidstat-port.
+
 Options:
 `
 
@@ -245,6 +251,7 @@ Examples:
   lockerd                                      one node, for this host
   lockerd --host 0.0.0.0                       one node, for the network
   lockerd --path /run/lockerd/sock             one node, on a UNIX socket
+  lockerd --pidstat-port 0                     one node, beside a pidstatd
   lockerd --bootstrap-expect 3 --join a:1754,b:1754,c:1754 \
           --host 0.0.0.0 --peer 0.0.0.0:1753 --gossip 0.0.0.0:1754 \
           --advertise a --insecure             node a of three, on a trusted network

@@ -9,7 +9,10 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/lockerd/lockerd/cluster"
+	"github.com/lockerd/lockerd/pidprobe"
 	"github.com/lockerd/lockerd/transport"
 )
 
@@ -17,9 +20,11 @@ import (
 // done, so that a port in use is known at once.
 type listeners struct {
 	client, peer, http net.Listener // nil if off
+	pidstat            *net.UDPConn // likewise
+	pidstatPort        uint16       // also that of other hosts
 }
 
-func (o *options) listen(ctx context.Context) (l listeners, err error) {
+func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, err error) {
 	defer func() {
 		if err != nil {
 			l.close()
@@ -39,6 +44,13 @@ func (o *options) listen(ctx context.Context) (l listeners, err error) {
 	if err == nil && o.http != off {
 		l.http, err = listenTCP(ctx, "--http", o.http)
 	}
+	var answer bool
+	if err == nil {
+		l.pidstatPort, answer, err = o.pidstatPort(ctx)
+	}
+	if answer {
+		l.pidstat, err = o.listenPidstat(ctx, l.pidstatPort, pidprobe.Here(), log)
+	}
 	return l, err
 }
 
@@ -48,6 +60,9 @@ func (l *listeners) close() {
 		if ln != nil {
 			ln.Close()
 		}
+	}
+	if l.pidstat != nil {
+		l.pidstat.Close()
 	}
 }
 

@@ -77,7 +77,7 @@ func run(args []string, getenv func(string) string, signals <-chan os.Signal, st
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: "lockerd", Level: level, Output: stderr})
 
-	ports, err := o.listen(ctx)
+	ports, err := o.listen(ctx, log)
 	if err != nil {
 		return complain(stderr, err)
 	}
@@ -103,6 +103,7 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 		Clients:         []net.Listener{ports.client},
 		Logger:          log,
 		Host:            client.FQDN(),
+		PidstatPort:     int(ports.pidstatPort),
 		Processes: func(dead func(pidprobe.Process), warn func(error)) (cluster.Processes, error) {
 			return pidprobe.NewWatcher(dead, warn)
 		},
@@ -117,6 +118,7 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 // ends by itself, and stops both.
 func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.Signal, socket string, log hclog.Logger) int {
 	web := cluster.NewHTTPServer(node, log.Named("http"), o.webNames()...)
+	defer servePidstat(ports.pidstat, log)()
 	failed := make(chan error, 1)
 	if ports.http != nil {
 		go func() {
@@ -126,7 +128,7 @@ func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.S
 		}()
 	}
 	log.Info("serving", "name", o.name, "version", version, "clients", address(ports.client),
-		"http", address(ports.http), "peers", address(ports.peer), "data", o.dataDir)
+		"http", address(ports.http), "peers", address(ports.peer), "pidstat", packetAddress(ports.pidstat), "data", o.dataDir)
 	tell(log, socket, "READY=1\n")
 
 	code := await(node, signals, failed, log)
@@ -224,6 +226,13 @@ func tell(log hclog.Logger, socket, state string) {
 	if err := notify(socket, state); err != nil {
 		log.Warn("systemd was not told", "error", err)
 	}
+}
+
+func packetAddress(conn *net.UDPConn) string {
+	if conn == nil {
+		return off
+	}
+	return conn.LocalAddr().String()
 }
 
 func address(ln net.Listener) string {

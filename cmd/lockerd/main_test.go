@@ -36,7 +36,7 @@ type daemon struct {
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	base := []string{
-		"--port", "0", "--peer", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--http", "127.0.0.1:0",
+		"--port", "0", "--pidstat-port", "0", "--peer", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--http", "127.0.0.1:0",
 		"--data-dir", filepath.Join(t.TempDir(), "data"), "--name", "n1",
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], append(base, args...)...)
@@ -69,9 +69,14 @@ func start(t *testing.T, cmd *exec.Cmd) *daemon {
 	return d
 }
 
-// logged waits for a line of the log that contains text.
+// logged waits for a line of the log that contains text, if none was there yet.
 func (d *daemon) logged(text string) string {
 	d.t.Helper()
+	for _, line := range d.seen {
+		if strings.Contains(line, text) {
+			return line
+		}
+	}
 	timeout := time.After(20 * time.Second)
 	for {
 		select {

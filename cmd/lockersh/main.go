@@ -34,7 +34,10 @@ const (
 // finds out by itself that this process is gone.
 const releaseTime = 10 * time.Second
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	job.AtGate()
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	s, err := read(args)
@@ -56,48 +59,71 @@ func run(args []string) int {
 	if s.verbose {
 		s.locker.Verbose = os.Stdout
 	}
-	l, err := client.New(s.locker)
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "%%Error: %v; see --help\n", err)
-		return exitUsage
-	}
 	if s.list {
+		l, err := client.New(s.locker)
+		if err != nil {
+			return misused(err)
+		}
 		return list(l, s.json)
 	}
-	return hold(l, s)
+	return hold(s)
 }
 
-// hold takes the lock, runs the command and gives the lock up.
-func hold(l *client.Locker, s *settings) int {
+func misused(err error) int {
+	fmt.Fprintf(os.Stderr, "%%Error: %v; see --help\n", err)
+	return exitUsage
+}
+
+// hold takes the lock for the command's process, runs the command and gives the
+// lock up.
+func hold(s *settings) int {
 	signals := job.Notify()
+	s.job.Signals = signals
+	j, err := job.Prepare(s.job)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lockersh:", err)
+		return job.StartCode(err)
+	}
+	s.locker.PID = j.PID()
+	l, err := client.New(s.locker)
+	if err != nil {
+		j.Abandon()
+		return misused(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	answer := make(chan error, 1)
 	go func() { answer <- l.Lock(ctx) }()
-	var err error
-	select {
-	case err = <-answer:
-	case sig := <-signals:
+	giveUp := func() {
 		cancel()
 		if <-answer == nil {
 			release(l)
 		}
+		j.Abandon()
+	}
+	select {
+	case err = <-answer:
+	case sig := <-signals:
+		giveUp()
 		return interrupted(sig.(syscall.Signal))
+	case <-j.Done():
+		giveUp()
+		fmt.Fprintln(os.Stderr, "lockersh: the process that was to run the command has been killed")
+		return exitInternal
 	}
 	if err != nil {
+		j.Abandon()
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		return lockCode(err)
 	}
 
-	s.job.Signals = signals
-	s.job.Env = environment(l)
 	if err := writeFence(s.fenceFD, l.Fence()); err != nil {
 		fmt.Fprintf(os.Stderr, "lockersh: cannot write the fence to descriptor %d: %v\n", s.fenceFD, err)
+		j.Abandon()
 		release(l)
 		return exitInternal
 	}
-	j, err := job.Start(s.job)
-	if err != nil {
+	if err := j.Open(environment(l), nil); err != nil {
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		release(l)
 		return job.StartCode(err)
@@ -150,16 +176,14 @@ func lockCode(err error) int {
 	return exitInternal
 }
 
-// environment is ours with what the command may want to know of its lock.
+// environment is what the command may want to know of its lock, as changes to our
+// own environment.
 func environment(l *client.Locker) []string {
-	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
-		return strings.HasPrefix(v, "LOCKER_LOCK=") || strings.HasPrefix(v, "LOCKER_FENCE=")
-	})
-	env = append(env, "LOCKER_LOCK="+strings.Join(l.LockNames(), ":"))
+	changes := []string{"LOCKER_LOCK=" + strings.Join(l.LockNames(), ":"), "LOCKER_FENCE"}
 	if f := l.Fence(); f != 0 {
-		env = append(env, "LOCKER_FENCE="+strconv.FormatUint(f, 10))
+		changes[1] += "=" + strconv.FormatUint(f, 10)
 	}
-	return env
+	return changes
 }
 
 // writeFence writes to a descriptor that stays the command's: no os.File, which

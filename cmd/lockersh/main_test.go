@@ -11,12 +11,15 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/lockerd/lockerd/job"
 )
 
 // patience is how long a script waits for what must happen.
 const patience = 20 * time.Second
 
 func TestMain(m *testing.M) {
+	job.AtGate()
 	testscript.Main(m, map[string]func(){"lockersh": main})
 }
 

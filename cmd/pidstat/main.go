@@ -43,7 +43,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("pidstat", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.StringVar(&o.host, "host", "localhost", "`host` of the processes that are given without one")
-	fs.StringVar(&o.port, "port", "", "`port` of pidstatd there, a number or the name of a service (default the service pidstatd, else 1752)")
+	fs.StringVar(&o.port, "port", "", "`port` of pidstatd or lockerd there, a number or the name of a service (default the service pidstatd, else 1752)")
 	fs.BoolVar(&o.silent, "silent", false, "print nothing: the exit status tells")
 	fs.BoolVar(&o.debug, "debug", false, "tell on stderr whom it asks, and how long answers take")
 	fs.BoolVar(&o.version, "version", false, "print the version")
@@ -55,10 +55,10 @@ const helpHead = `pidstat - say whether processes of other hosts exist
 
 Usage: pidstat [OPTION]... exists [HOST:]PID...
 
-Asks the pidstatd of each host, up to five times within five seconds, and prints a
-line for each process: HOST:PID up, HOST:PID down, or HOST:PID host_down if
-nothing is known because no pidstatd answers there. For this host, by its name or
-as localhost, no pidstatd is needed. A zombie is down.
+Asks the pidstatd or lockerd of each host, up to five times within five seconds,
+and prints a line for each process: HOST:PID up, HOST:PID down, or HOST:PID
+host_down if nothing is known because neither answers there. For this host, by its
+name or as localhost, neither is needed. A zombie is down.
 
 Options:
 `

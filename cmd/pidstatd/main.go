@@ -65,7 +65,8 @@ Usage: pidstatd [OPTION]...
 
 Goes into the background and answers over UDP, to pidstat, pidwatch, lockerd and
 to programs with IPC::PidStat. Whoever can send it a datagram may ask. It needs no
-privileges. Lost datagrams are asked for again by whoever wants to know.
+privileges. Lost datagrams are asked for again by whoever wants to know. On a host
+with a lockerd that serves other hosts it is not needed: that answers as well.
 
 Options:
 `
@@ -174,8 +175,8 @@ func (o *options) tell(ctx context.Context, s *pidprobe.Server, log *log.Logger)
 		now := s.Stats()
 		switch {
 		case o.debug && now != last:
-			log.Printf("%d datagrams, %d answered, %d no questions, %d over the rate",
-				now.Asked, now.Answered, now.Refused, now.Limited)
+			log.Printf("%d datagrams, %d answered, %d no questions, %d over the rate, %d ends told",
+				now.Asked, now.Answered, now.Refused, now.Limited, now.Pushed)
 		case !o.debug && now.Limited != last.Limited:
 			log.Printf("%d questions over the rate were not answered within %v", now.Limited-last.Limited, every)
 		}
@@ -190,9 +191,11 @@ func misuse(w io.Writer, format string, args ...any) int {
 
 // complain prints one line about what kept it from serving.
 func complain(w io.Writer, err error) int {
-	fmt.Fprintf(w, "pidstatd: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	line := strings.ReplaceAll(err.Error(), "\n", "; ")
 	if errors.Is(err, syscall.EADDRINUSE) {
+		fmt.Fprintf(w, "pidstatd: %s (a pidstatd or a lockerd answers there already; lockerd leaves the port with --pidstat-port 0)\n", line)
 		return exitInUse
 	}
+	fmt.Fprintf(w, "pidstatd: %s\n", line)
 	return exitServe
 }

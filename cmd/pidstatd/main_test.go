@@ -116,7 +116,7 @@ func TestDebug(t *testing.T) {
 	}
 	in := bufio.NewScanner(out)
 	n, _ := strconv.Atoi(port)
-	for _, want := range []string{"serving on 127.0.0.1:" + port, "1 datagrams, 1 answered, 0 no questions, 0 over the rate", "stopped"} {
+	for _, want := range []string{"serving on 127.0.0.1:" + port, "1 datagrams, 1 answered, 0 no questions, 0 over the rate, 0 ends told", "stopped"} {
 		if !in.Scan() || !strings.HasSuffix(in.Text(), want) {
 			t.Fatalf("it says %q, want %q", in.Text(), want)
 		}
@@ -189,7 +189,7 @@ func TestBackground(t *testing.T) {
 	second := command(t, "--port", port)
 	text, err := second.CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != exitInUse || !strings.Contains(string(text), "address already in use") {
+	if !errors.As(err, &exit) || exit.ExitCode() != exitInUse || !strings.Contains(string(text), "address already in use (a pidstatd or a lockerd answers there already; ") {
 		t.Errorf("a second: %v, %s", err, text)
 	}
 

@@ -49,7 +49,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.SortFlags = false
 	fs.StringVar(&o.pid, "pid", "", "watch the process of this `number`")
 	fs.StringVar(&o.host, "host", "", "`host` of that process (default this one)")
-	fs.StringVar(&o.port, "port", "", "`port` of pidstatd there, a number or the name of a service (default the service pidstatd, else 1752)")
+	fs.StringVar(&o.port, "port", "", "`port` of pidstatd or lockerd there, a number or the name of a service (default the service pidstatd, else 1752)")
 	fs.StringVar(&o.cd, "cd", "", "change to this `directory` first, if it is to be had")
 	fs.StringVar(&o.signal, "signal", "HUP", "send this `signal`: a name, with or without SIG, or a number, with or without -")
 	fs.StringVar(&o.killer, "killer", "", "instead of kill call this `program`, with -SIGNAL and the number of the command's process")
@@ -71,7 +71,8 @@ second until it ends. When the command ends, so does the watch. With --foregroun
 returns at once, and does the same to a process that runs already.
 
 A process of this host is watched directly, and its end acted upon at once. For
-another host its pidstatd is asked once a second. As long as none answers, nothing
+another host its pidstatd or lockerd is asked once a second, and tells of the end
+at once if it is not older than this program. As long as none answers, nothing
 happens: PID may well be running.
 
 Options:

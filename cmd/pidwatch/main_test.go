@@ -21,34 +21,23 @@ import (
 
 // TestMain lets the test binary be pidwatch, and a pidstatd.
 func TestMain(m *testing.M) {
-	switch os.Getenv("PIDWATCH_TEST_MAIN") {
+	switch kind := os.Getenv("PIDWATCH_TEST_MAIN"); kind {
+	case "":
+		os.Exit(m.Run())
 	case "pidwatch":
 		main()
-	case "pidstatd":
-		fmt.Println(serve(os.Getenv("PIDWATCH_TEST_ADDRESS")))
+	default:
+		fmt.Println(serveAs(kind))
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
-}
-
-func serve(host string) error {
-	conn, err := pidprobe.Listen(context.Background(), host, pidprobe.DefaultPort)
-	if err != nil {
-		return err
-	}
-	s, err := pidprobe.NewServer(conn, pidprobe.ServerConfig{})
-	if err != nil {
-		return err
-	}
-	fmt.Println("serving")
-	return s.Serve(context.Background())
 }
 
 // command is a pidwatch.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "PIDWATCH_TEST_MAIN=pidwatch")
+	// The race detector makes each of its processes linger for a second otherwise.
+	cmd.Env = append(os.Environ(), "PIDWATCH_TEST_MAIN=pidwatch", "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=10")
 	cmd.WaitDelay = 20 * time.Second
 	return cmd
 }
@@ -246,7 +235,7 @@ func TestParentKilled(t *testing.T) {
 func TestProcessGoneBefore(t *testing.T) {
 	p := sleeper(t)
 	end(p)
-	cmd := command(t, "--pid", pidOf(p), "sleep 1000")
+	cmd := command(t, "--pid", pidOf(p), "exec sleep 1000")
 	_ = cmd.Run()
 	if got := status(cmd); got != 129 {
 		t.Errorf("exit %d, want 129", got)

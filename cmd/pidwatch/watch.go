@@ -38,8 +38,8 @@ type task struct {
 type source interface {
 	// Resolve fails if there is no such host.
 	Resolve(ctx context.Context, host string) error
-	// AwaitDeath returns nil when the process has certainly ended. It does not
-	// return for want of news.
+	// AwaitDeath returns nil when the process has certainly ended, at once if the
+	// host can tell, else within a second or so. It does not return for want of news.
 	AwaitDeath(ctx context.Context, host string, pid int32) error
 }
 

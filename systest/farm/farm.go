@@ -19,6 +19,10 @@ type Options struct {
 	// Hosts gives each node a network namespace. The program itself must be in one
 	// that it has made and that is empty yet.
 	Hosts bool
+	// Named gives each node a host's name of its own, so that a process that is
+	// said to be of one is watched by that one alone, although all share a kernel.
+	// It takes root: see [CanName]. Hosts implies it.
+	Named bool
 	Args  []string // further arguments of every node
 	// Files bounds the open files of each node. 0 means our own bound.
 	Files uint64
@@ -121,6 +125,7 @@ func (f *Farm) build(o Options, binary string) error {
 			n.host = f.net.hosts[i]
 			n.args = append(n.args, "--advertise", a.Host, "--insecure")
 		}
+		n.named = o.Hosts || o.Named
 		n.args = append(n.args, o.Args...)
 		f.Nodes = append(f.Nodes, n)
 	}
@@ -135,7 +140,8 @@ func (f *Farm) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return f.AwaitReady(ctx)
+	// Those that have ended already have something to say.
+	return f.awaitReady(ctx, f.Nodes)
 }
 
 // Close kills all nodes and removes their data and networks.
@@ -157,8 +163,10 @@ func (f *Farm) Running() []*Node {
 
 // AwaitReady waits until every running node has read the newest table, by way of
 // the one leader that they all know.
-func (f *Farm) AwaitReady(ctx context.Context) error {
-	for _, n := range f.Running() {
+func (f *Farm) AwaitReady(ctx context.Context) error { return f.awaitReady(ctx, f.Running()) }
+
+func (f *Farm) awaitReady(ctx context.Context, nodes []*Node) error {
+	for _, n := range nodes {
 		if err := n.AwaitReady(ctx); err != nil {
 			return err
 		}

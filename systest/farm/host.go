@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -64,7 +65,10 @@ func (b *bridge) add(i int) error {
 	if err != nil {
 		return err
 	}
-	return h.within(func() error {
+	return onOwnThread(func() error {
+		if err := h.enter(); err != nil {
+			return err
+		}
 		return ip("link set lo up", "addr add "+h.ip+"/24 dev eth0", "link set eth0 up")
 	})
 }
@@ -106,31 +110,55 @@ func newNamespace() (space *os.File, err error) {
 	return space, err
 }
 
-// within calls f in the host's network; processes that f starts are in it too.
-func (h *host) within(f func() error) error {
-	return onOwnThread(func() error {
-		if err := unix.Setns(int(h.space.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter the network of %s: %w", h.ip, err)
-		}
-		return f()
-	})
+// enter moves this thread into the host's network.
+func (h *host) enter() error {
+	if err := unix.Setns(int(h.space.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the network of %s: %w", h.ip, err)
+	}
+	return nil
 }
 
-// onOwnThread calls f on a thread that goes back to our network afterwards. The
-// thread must live on: the kernel takes its end for that of the program, and
-// would kill the nodes it has started.
+// rename moves this thread to a host of another name, which is as this one else.
+func rename(name string) error {
+	err := unix.Unshare(unix.CLONE_NEWUTS)
+	if err == nil {
+		err = unix.Sethostname([]byte(name))
+	}
+	if err != nil {
+		return fmt.Errorf("give a host the name %s: %w", name, err)
+	}
+	return nil
+}
+
+// CanName says whether we may give hosts names, as [Options].Named wants it. In a
+// container root may not.
+func CanName() bool {
+	c := exec.Command("true")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUTS}
+	return c.Run() == nil
+}
+
+// onOwnThread calls f on a thread that goes back to our network and our host's name
+// afterwards. The thread must live on: the kernel takes its end for that of the
+// program, and would kill the nodes it has started.
 func onOwnThread(f func() error) error {
 	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
+	var homes []*os.File
+	for _, kind := range []string{"net", "uts"} {
+		home, err := os.Open("/proc/thread-self/ns/" + kind)
+		if err != nil {
+			runtime.UnlockOSThread()
+			return err
+		}
+		defer home.Close()
+		homes = append(homes, home)
 	}
-	defer home.Close()
-	err = f()
-	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-		// Nothing else may ever run on this thread: it stays locked.
-		return errors.Join(err, fmt.Errorf("go back to our network: %w", back))
+	err := f()
+	for _, home := range homes {
+		if back := unix.Setns(int(home.Fd()), 0); back != nil {
+			// Nothing else may ever run on this thread: it stays locked.
+			return errors.Join(err, fmt.Errorf("go back to our host: %w", back))
+		}
 	}
 	runtime.UnlockOSThread()
 	return err

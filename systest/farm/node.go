@@ -25,6 +25,7 @@ type Node struct {
 	dir    string
 	log    string
 	host   *host // nil = this one
+	named  bool  // its host has a name of its own
 	files  uint64
 
 	cmd  *exec.Cmd
@@ -49,12 +50,7 @@ func (n *Node) Start() error {
 	cmd.Stderr, cmd.Stdout = log, log
 	// A terminal's Ctrl-C is for us: we end the nodes when we are done with them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if n.host == nil {
-		err = cmd.Start()
-	} else {
-		err = n.host.within(cmd.Start)
-	}
-	if err != nil {
+	if err := n.Within(cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
 	if n.files > 0 {
@@ -72,6 +68,43 @@ func (n *Node) Start() error {
 	}
 	return nil
 }
+
+// Within calls f on the node's host: in its network and under its name. Processes
+// that f starts are there too. f must not switch goroutines.
+func (n *Node) Within(f func() error) error {
+	if n.host == nil && !n.named {
+		return f()
+	}
+	return onOwnThread(func() error {
+		if n.host != nil {
+			if err := n.host.enter(); err != nil {
+				return err
+			}
+		}
+		if n.named {
+			if err := rename(n.Hostname()); err != nil {
+				return err
+			}
+		}
+		return f()
+	})
+}
+
+// Hostname is the name of the node's host: with [Options].Named one that no other
+// node has, and no name server is asked for.
+func (n *Node) Hostname() string {
+	if n.named {
+		return n.Name + ".test" // RFC 6761; lockerd takes a name with a dot as it is
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	return name
+}
+
+// Named says whether the node's host has a name of its own.
+func (n *Node) Named() bool { return n.named }
 
 // Environ is our environment without what would change a node's options.
 func Environ() []string {

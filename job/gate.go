@@ -1,0 +1,233 @@
+package job
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The gate. A lock is asked for in the name of the process that will use it, so
+// that process has to exist before the lock is granted. It is a child that has
+// executed this same program again, waits on a socket, and executes the command
+// when it is told to; the process number stays the same. Should we die first, the
+// socket closes and the child goes.
+//
+// What goes through the gate is a list of fields that end in a zero byte: the mask
+// of the signals to ignore, in hexadecimal; each variable to set (NAME=VALUE) or to
+// unset (NAME); and an empty field, without which nothing is executed. A descriptor
+// for the command comes with the first byte. What comes back is the number of the
+// error that exec had, or the end of the file when it had none.
+
+// gateName is what a process is called that waits at the gate.
+const gateName = "job-gate"
+
+// maxOpening bounds what is read at the gate; the kernel allows an environment of
+// at most 6 MiB (execve(2)).
+const maxOpening = 8 << 20
+
+// firstInherited is the lowest number for descriptors that commands inherit from
+// us: out of the way of the numbers that scripts use.
+const firstInherited = 100
+
+// AtGate must be the first call in main of a program that uses this package. In
+// the child that waits at the gate it does not return.
+func AtGate() {
+	if len(os.Args) < 5 || os.Args[0] != gateName {
+		return
+	}
+	fd, err := strconv.Atoi(os.Args[1])
+	if err != nil || fd < firstInherited {
+		return
+	}
+	os.Exit(waitAtGate(fd, os.Args[2] == ownGroup, os.Args[3], os.Args[4:]))
+}
+
+const (
+	ownGroup    = "own"
+	sharedGroup = "shared"
+)
+
+// waitAtGate is the life of the child. Its exit status matters to nobody: an error
+// is in what it writes, and without a word from the parent there is no command.
+func waitAtGate(sock int, own bool, path string, argv []string) int {
+	unix.CloseOnExec(sock)
+	// The kernel is to kill the command when our parent dies. That is an attribute
+	// of a thread (prctl(2)), and the one that executes the command may not be the
+	// one that had it from fork. If the parent has died before, the socket says so.
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		return refuse(sock, err)
+	}
+	// What a terminal sends goes to us as well, and is for the parent to act upon.
+	drop := make(chan os.Signal, 1)
+	for _, s := range slices.Concat(forwarded, forwardedStops, []syscall.Signal{syscall.SIGTTIN, syscall.SIGTTOU}) {
+		if !signal.Ignored(s) {
+			signal.Notify(drop, s)
+		}
+	}
+	ignore, changes, inherited, ok := readOpening(sock)
+	if !ok {
+		return 0
+	}
+	tty := openTerminal()
+	if own {
+		foreground := tty.ours()
+		if err := unix.Setpgid(0, 0); err != nil {
+			return refuse(sock, err)
+		}
+		if foreground {
+			tty.set(unix.Getpid())
+		}
+	}
+	signal.Reset() // from here on a signal does to us what it would to the command
+	for s := syscall.Signal(1); s < 64; s++ {
+		if ignore>>(s-1)&1 == 1 {
+			signal.Ignore(s)
+		}
+	}
+	if inherited >= 0 {
+		if _, err := unix.FcntlInt(uintptr(inherited), unix.F_DUPFD, firstInherited); err != nil {
+			return refuse(sock, err)
+		}
+	}
+	env := changeEnviron(os.Environ(), changes)
+	err := syscall.Exec(path, argv, env)
+	if err == syscall.ENOEXEC {
+		// A script without an interpreter line: execvp has the shell read it.
+		err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), env)
+	}
+	return refuse(sock, err)
+}
+
+func refuse(sock int, err error) int {
+	errno := syscall.Errno(0)
+	if !errors.As(err, &errno) {
+		errno = syscall.EIO
+	}
+	_, _ = syscall.Write(sock, strconv.AppendInt(nil, int64(errno), 10))
+	return CodeNotExecutable
+}
+
+// readOpening reads what goes through the gate. It is not ok when the parent has
+// gone before it had said all.
+func readOpening(sock int) (ignore uint64, changes []string, inherited int, ok bool) {
+	inherited = -1
+	var text []byte
+	buf := make([]byte, 64<<10)
+	oob := make([]byte, unix.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(sock, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 || len(text)+n > maxOpening {
+			return 0, nil, -1, false
+		}
+		if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) == 1 {
+			if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
+				inherited = fds[0]
+			}
+		}
+		text = append(text, buf[:n]...)
+		if bytes.HasSuffix(text, []byte{0, 0}) {
+			break
+		}
+	}
+	fields := strings.Split(strings.TrimSuffix(string(text), "\x00\x00"), "\x00")
+	ignore, err := strconv.ParseUint(fields[0], 16, 64)
+	return ignore, fields[1:], inherited, err == nil
+}
+
+// changeEnviron sets and unsets variables.
+func changeEnviron(env, changes []string) []string {
+	for _, c := range changes {
+		name, _, set := strings.Cut(c, "=")
+		env = slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+		if set {
+			env = append(env, c)
+		}
+	}
+	return env
+}
+
+// gate is the parent's end.
+type gate struct{ file *os.File }
+
+// newGate makes both ends. The child's is not close-on-exec, and out of the way of
+// what the command is to inherit.
+func newGate() (*gate, int, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, fmt.Errorf("make a socket pair: %w", err)
+	}
+	child, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD, firstInherited)
+	_ = unix.Close(pair[1])
+	if err != nil {
+		_ = unix.Close(pair[0])
+		return nil, -1, fmt.Errorf("find a descriptor from %d up: %w", firstInherited, err)
+	}
+	return &gate{os.NewFile(uintptr(pair[0]), "gate")}, child, nil
+}
+
+// open has the command executed. The error is exec's.
+func (g *gate) open(ignore uint64, changes []string, inherited *os.File) error {
+	var text bytes.Buffer
+	fmt.Fprintf(&text, "%x\x00", ignore)
+	for _, c := range changes {
+		if c == "" || strings.Contains(c, "\x00") {
+			return fmt.Errorf("%q cannot be in an environment", c)
+		}
+		text.WriteString(c + "\x00")
+	}
+	text.WriteByte(0)
+	rest := text.Bytes()
+	if inherited != nil {
+		rights := unix.UnixRights(int(inherited.Fd()))
+		if err := unix.Sendmsg(int(g.file.Fd()), rest[:1], rights, nil, 0); err != nil {
+			return errFallen(err)
+		}
+		rest = rest[1:]
+	}
+	if _, err := g.file.Write(rest); err != nil {
+		return errFallen(err)
+	}
+	answer, err := io.ReadAll(io.LimitReader(g.file, 16))
+	if err != nil {
+		return errFallen(err)
+	}
+	if len(answer) == 0 {
+		return nil
+	}
+	errno, err := strconv.Atoi(string(answer))
+	if err != nil || errno <= 0 {
+		return errFallen(fmt.Errorf("answer %q", answer))
+	}
+	return syscall.Errno(errno)
+}
+
+// errFallen is for a child that has not obeyed.
+func errFallen(err error) error {
+	return fmt.Errorf("the process that was to run it has ended: %w", err)
+}
+
+// ignored is the mask of the signals that this program leaves ignored, for the
+// command to inherit.
+func ignored() uint64 {
+	var mask uint64
+	for s := syscall.Signal(1); s < 64; s++ {
+		if signal.Ignored(s) {
+			mask |= 1 << (s - 1)
+		}
+	}
+	return mask
+}

@@ -1,0 +1,50 @@
+package systest
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// insideEnv names the test that runs again in namespaces of its own.
+	insideEnv = "SYSTEST_INSIDE"
+	// programsEnv is where the programs are that the first run has built.
+	programsEnv = "SYSTEST_PROGRAMS"
+)
+
+// inside runs the test again as the first process of new namespaces, CLONE_NEW* of
+// clone(2), and reports whether this is that run. Everything in a new pid
+// namespace ends with the run.
+func inside(t *testing.T, namespaces uintptr) bool {
+	t.Helper()
+	if os.Getenv(insideEnv) == t.Name() {
+		return true
+	}
+	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
+	c := exec.CommandContext(limited(t, 2*time.Minute), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout=100s")
+	c.Env = append(os.Environ(), insideEnv+"="+t.Name(), programsEnv+"="+filepath.Dir(lockerd))
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
+	out, err := c.CombinedOutput()
+	if c.Process == nil && errors.Is(err, syscall.EPERM) {
+		t.Skip("namespaces take root")
+	}
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()+" ") {
+		t.Errorf("%v in namespaces of its own:\n%s", err, out)
+	} else {
+		t.Logf("%s", out)
+	}
+	return false
+}
+
+// ownProc lets /proc show the pid namespace that we are in.
+func ownProc(t *testing.T) {
+	t.Helper()
+	must(t, syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""))
+	must(t, syscall.Mount("proc", "/proc", "proc", 0, ""))
+}
