@@ -115,7 +115,16 @@ func TestEachCheckCanFail(t *testing.T) {
 		"replicas agree":         func(s *script) { s.end.Digests[1].Digest = "bb" },
 		"nothing is left behind": func(s *script) { s.end.Kept = []string{"a holds l"} },
 		"it recovers":            func(s *script) { s.end.Recover = 0 },
-		"no server breaks down":  func(s *script) { s.end.Logs = []string{"panic: oh"} },
+		"nobody waits in vain": func(s *script) {
+			s.op(9, history.Invoke, history.Acquire, "l", "z", 0)
+			for f := range uint64(30) {
+				s.get(1, "a", f+1)
+				s.put(1, "a", f+1)
+			}
+			s.now += time.Minute
+			s.op(9, history.Info, history.Acquire, "l", "z", 0)
+		},
+		"no server breaks down": func(s *script) { s.end.Logs = []string{"panic: oh"} },
 		"linearizable (porcupine)": func(s *script) {
 			s.get(0, "a", 1)
 			s.add(history.Op{Process: 1, Type: history.Invoke, F: history.Read, Locks: []string{"l"}})

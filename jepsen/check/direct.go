@@ -311,6 +311,38 @@ func recovery(in Input, pairs []history.Pair) Result {
 	return r
 }
 
+const (
+	// vainTime and vainGrants are how long somebody must have waited, and how many
+	// who came later must have been served meanwhile, for a wait to be in vain. A cut
+	// link is noticed in nine seconds, and no fault lasts longer than five.
+	vainTime   = 15 * time.Second
+	vainGrants = 20
+)
+
+// starved: nobody waits for ever while others are served. (L2)
+func starved(pairs []history.Pair) Result {
+	r := Result{Check: "nobody waits in vain", Verdict: Pass}
+	for _, p := range pairs {
+		if p.Call.F != history.Acquire || p.Call.Try || len(p.Call.Locks) != 1 {
+			continue
+		}
+		r.Looked++
+		if !p.Done || p.Type() != history.Info || p.Return.Time-p.Call.Time < vainTime {
+			continue
+		}
+		passed := 0
+		for _, q := range pairs {
+			if granted(q) && q.Call.Time > p.Call.Time && q.Return.Time < p.Return.Time && slices.Contains(q.Return.Locks, p.Call.Locks[0]) {
+				passed++
+			}
+		}
+		if passed >= vainGrants {
+			r.problem(p.Return.Index, "op %d: %s waited for %s for %v while %d who came later got it: %s", p.Return.Index, p.Call.Owner, p.Call.Locks[0], p.Return.Time-p.Call.Time, passed, p.Return.Error)
+		}
+	}
+	return r
+}
+
 // processes: no server ends by itself, panics, or races. (P1)
 func processes(end End) Result {
 	r := Result{Check: "no server breaks down", Verdict: Pass, Looked: 1}

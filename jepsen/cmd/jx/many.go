@@ -76,17 +76,24 @@ func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 	return o.many(ctx, out, selection, true)
 }
 
+// briefRun is a run that is too short for faults that come at leisure.
+const briefRun = 30 * time.Second
+
 func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("all", "[OPTION]...", out)
 	var o options
 	o.flags(fs)
 	budget := fs.Duration("budget", 0, "begin no further run after so `long`; 0 for no limit")
+	skip := fs.Int("skip", 0, "leave the first `number` of runs out, as done before with the same seed")
 	onward := fs.Bool("keep-going", false, "go on after a run that did not pass")
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64N(1 << 32)
+	}
+	if o.Time < briefRun {
+		o.Rhythm = gen.Brisk
 	}
 	var jobs []job
 	for _, w := range workload.All {
@@ -95,7 +102,11 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 		}
 	}
 	rand.New(rand.NewPCG(o.Seed, 0)).Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
-	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(jobs))
+	if *skip < 0 || *skip > len(jobs) {
+		return exitUsage, usageError{fmt.Errorf("--skip %d of %d runs", *skip, len(jobs))}
+	}
+	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(jobs)-*skip)
+	jobs, o.Seed = jobs[*skip:], o.Seed+uint64(*skip)
 	if *budget > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, *budget)
