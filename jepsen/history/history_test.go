@@ -62,3 +62,21 @@ func TestLinesAreReadBack(t *testing.T) {
 		t.Errorf("a bad line: %v", err)
 	}
 }
+
+func TestEDN(t *testing.T) {
+	var b strings.Builder
+	err := WriteEDN(&b, []Op{
+		{Index: 0, Time: 5, Process: 3, Type: OK, F: Acquire, Locks: []string{"l1"}, Fence: 42},
+		{Index: 1, Time: 6, Process: Nemesis, Type: Info, F: "kill", Value: `n1 "x"`},
+		{Index: 2, Time: 7, Process: 1, Type: OK, F: Read, Locks: []string{"l1"}, Owner: "u"},
+		{Index: 3, Time: 8, Process: 1, Type: Invoke, F: Write},
+	})
+	want := `{:index 0, :time 5, :process 3, :type :ok, :f :acquire, :value ["l1" 42]}
+{:index 1, :time 6, :process :nemesis, :type :info, :f :kill, :value "n1 \"x\""}
+{:index 2, :time 7, :process 1, :type :ok, :f :read, :value "u"}
+{:index 3, :time 8, :process 1, :type :invoke, :f :write, :value nil}
+`
+	if b.String() != want || err != nil {
+		t.Errorf("got %s, %v", b.String(), err)
+	}
+}

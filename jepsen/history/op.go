@@ -24,6 +24,9 @@ const (
 	Death   = "death" // of the process that owned a hold
 )
 
+// Reuse is the note of the nemesis that a dead process's number was given to another.
+const Reuse = "pidreuse"
+
 // Nemesis is the process that injects faults.
 const Nemesis = -1
 

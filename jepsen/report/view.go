@@ -46,7 +46,7 @@ func newView(in check.Input) *view {
 			}
 		case op.Type == history.Invoke:
 			v.faults, fault = append(v.faults, band{op.Time, v.end, op.F}), len(v.faults)
-		case op.Type == history.Info && fault >= 0:
+		case op.Type == history.Info && fault >= 0 && v.faults[fault].name == op.F:
 			v.faults[fault].name = op.F + ": " + op.Value
 		case op.Type == history.OK && fault >= 0:
 			v.faults[fault].to = op.Time

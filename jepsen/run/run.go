@@ -1,6 +1,7 @@
 package run
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -230,6 +231,7 @@ func complaints(dir string) []string {
 // Names of the files of a stored run.
 const (
 	opsFile    = "history.jsonl"
+	ednFile    = "history.edn"
 	eventsFile = "events.jsonl"
 	endFile    = "end.json"
 	configFile = "config.json"
@@ -239,7 +241,10 @@ const (
 
 // Save stores the history of a run.
 func Save(dir string, in check.Input) error {
+	var edn bytes.Buffer
 	return errors.Join(
+		history.WriteEDN(&edn, in.Ops),
+		os.WriteFile(filepath.Join(dir, ednFile), edn.Bytes(), 0o644),
 		history.WriteLines(filepath.Join(dir, opsFile), in.Ops),
 		history.WriteLines(filepath.Join(dir, eventsFile), in.Events),
 		writeJSON(filepath.Join(dir, endFile), in.End),

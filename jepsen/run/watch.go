@@ -115,7 +115,7 @@ func Summarize(ops []history.Op, events []history.Event) Summary {
 			if op.Value != "" {
 				led = op.Value
 			}
-		case op.Type == history.Invoke:
+		case op.Type == history.Invoke || op.F == history.Reuse:
 			m.Faults[op.F]++
 		}
 	}

@@ -3,7 +3,9 @@ package workload
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"strconv"
 	"time"
 
 	"github.com/lockerd/lockerd/jepsen/gen"
@@ -46,6 +48,10 @@ func (c *Client) holdOfChild(ctx context.Context, a gen.Action) error {
 		return nil
 	}
 	kill()
+	if a.Roll >= 0.75 {
+		// Another process under the number of the dead one is not that one.
+		defer c.env.reuse(child.Process.Pid)()
+	}
 	ended := make(chan struct{})
 	go func() { h.gone.Wait(); close(ended) }()
 	select {
@@ -56,4 +62,37 @@ func (c *Client) holdOfChild(ctx context.Context, a gen.Action) error {
 	_ = h.locker.Close()
 	<-ended
 	return nil
+}
+
+// lastPID is the number that the next process of this namespace comes after; see
+// proc_sys_kernel(5). It is the sandbox's own.
+const lastPID = "/proc/sys/kernel/ns_last_pid"
+
+// reuseTries bounds the attempts to be given a number: somebody else may be quicker.
+const reuseTries = 20
+
+// reuse starts a process under the number of one that has ended. The function
+// returned ends it.
+func (e *Env) reuse(pid int) (end func()) {
+	e.reusing.Lock()
+	defer e.reusing.Unlock()
+	for range reuseTries {
+		if os.WriteFile(lastPID, []byte(strconv.Itoa(pid-1)), 0o644) != nil {
+			break
+		}
+		cmd := exec.Command("sleep", lifetime)
+		if cmd.Start() != nil {
+			break
+		}
+		end := func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait() // it was killed
+		}
+		if cmd.Process.Pid == pid {
+			e.Rec.Add(history.Op{Process: history.Nemesis, Type: history.Info, F: history.Reuse, Value: strconv.Itoa(pid)})
+			return end
+		}
+		end()
+	}
+	return func() {}
 }

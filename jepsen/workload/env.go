@@ -30,6 +30,8 @@ type Env struct {
 	mu        sync.Mutex
 	abandoned map[string]bool
 	processes int
+
+	reusing sync.Mutex // of process numbers
 }
 
 // Abandon gives a user up whose operation has no known end.
