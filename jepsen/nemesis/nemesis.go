@@ -50,6 +50,8 @@ var kinds = map[string]fault{
 	"powerall":  powerAll,
 	"stall":     stall,
 	"full":      full,
+	"bitflip":   bitflip,
+	"truncate":  truncate,
 	"clockjump": clockJump,
 	"clockrate": clockRate,
 }
@@ -59,6 +61,12 @@ func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
 
 // NeedsClock says whether a fault needs nodes with clocks that can be set.
 func NeedsClock(kind string) bool { return kind == "clockjump" || kind == "clockrate" }
+
+// Usual are all faults but those that damage what is on the disk, behind the back of
+// whoever has written it.
+func Usual() []string {
+	return slices.DeleteFunc(Kinds(), func(k string) bool { return k == "bitflip" || k == "truncate" })
+}
 
 // Known says whether there is such a fault.
 func Known(kind string) bool { return kinds[kind] != nil }

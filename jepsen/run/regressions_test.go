@@ -10,13 +10,14 @@ import (
 )
 
 // Histories that were once found wrong are found wrong for ever, by the same check.
-// Each is of a server with a deliberate fault, and is named for that.
+// Most are of servers with a deliberate fault, and all are named for theirs.
 func TestRegressions(t *testing.T) {
 	by := map[string]string{
 		"double-grant":  "holds exclude each other",
 		"false-death":   "no hold is lost",
 		"follower-read": check.Linearizable,
 		"last-come":     "first come, first served",
+		"late-lock":     "nothing is left behind",
 		"no-fsync":      "fences are unique",
 		"no-memory":     "no hold is lost",
 		"no-quorum":     "what was told was done",

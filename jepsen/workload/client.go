@@ -99,6 +99,12 @@ func (c *Client) acquire(o client.Options) (*Hold, error) {
 		done.Type, done.Error = history.Fail, "busy"
 		c.env.Rec.Add(done)
 		return nil, nil
+	case errors.Is(err, client.ErrTimeout):
+		// It was withdrawn, so the client says. Nobody cleans up behind it.
+		done.Type, done.Error = history.Info, "gave up"
+		c.env.Rec.Add(done)
+		c.renew()
+		return nil, nil
 	default:
 		done.Type, done.Error = history.Info, err.Error()
 		c.env.Rec.Add(done)

@@ -80,6 +80,20 @@ var All = []Workload{
 		},
 	},
 	{
+		Name: "giveup", About: "half of those who wait give up soon; nothing may remain of that",
+		Mix: func(m *gen.Mix) { m.Hold = 60 * time.Millisecond },
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			if a.Read {
+				return c.read(Lock(a.Locks[0]))
+			}
+			return c.hold(ctx, a, func(o *client.Options) {
+				if a.Roll < 0.5 {
+					o.WaitLimit = 10*time.Millisecond + time.Duration(a.Roll*float64(400*time.Millisecond))
+				}
+			})
+		},
+	},
+	{
 		Name: "break", About: "holds that anybody may break", Loses: true,
 		Mix: func(m *gen.Mix) { m.Hold = 50 * time.Millisecond },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {

@@ -136,7 +136,7 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	rng := rand.New(rand.NewPCG(o.Seed, 0))
 	var jobs []job
 	for range int(*total/(o.Time+10*time.Second)) + 1 {
-		jobs = append(jobs, job{workload: workload.All[rng.IntN(len(workload.All))].Name, nemesis: nemesis.Kinds()})
+		jobs = append(jobs, job{workload: workload.All[rng.IntN(len(workload.All))].Name, nemesis: nemesis.Usual()})
 	}
 	ctx, cancel := context.WithTimeout(ctx, *total)
 	defer cancel()

@@ -48,14 +48,14 @@ func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("run", "[OPTION]...", out)
 	var o options
 	fs.StringVar(&o.Workload, "workload", "mutex", "what clients do; see jx list")
-	fs.StringSliceVar(&o.Nemesis, "nemesis", nil, "faults, with commas between; all for every one; default none")
+	fs.StringSliceVar(&o.Nemesis, "nemesis", nil, "faults, with commas between; all for every one but damaged files; default none")
 	fs.BoolVar(&o.NoGuard, "no-guard", false, "let the register take writes with old fences, as a control")
 	o.flags(fs)
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
 	if len(o.Nemesis) == 1 && o.Nemesis[0] == "all" {
-		o.Nemesis = nemesis.Kinds()
+		o.Nemesis = nemesis.Usual()
 	}
 	o.Clocks = o.Binary != "" || slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock)
 	if err := o.Validate(); err != nil {
