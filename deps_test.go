@@ -88,9 +88,9 @@ var layers = map[string]layer{
 		why:     "it runs programs and shares no code with them",
 	},
 	"cmd/lockbench": {
-		ours:    []string{"client", "transport", "systest/farm"},
+		ours:    []string{"client", "pidprobe", "transport", "systest/farm"},
 		modules: []string{"*"},
-		why:     "it measures programs from outside, as their users see them",
+		why:     "it measures programs from outside, as their users see them; pidprobe is to name processes as clients do",
 	},
 	"cmd/...": {
 		ours:    []string{"client", "cluster", "fsm", "freezer", "getopt", "job", "pidprobe", "transport"},

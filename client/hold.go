@@ -56,6 +56,7 @@ type hold struct {
 	fence uint64
 	id    [16]byte
 	proto int
+	at    endpoint      // who granted it
 	since time.Duration // its beginning on the boot clock, if anything too early
 
 	conn *conn
@@ -70,7 +71,7 @@ type hold struct {
 // newHold takes over a connection that has just read a grant.
 func newHold(l *Locker, c *conn, st transport.Status, id [16]byte, since time.Duration) *hold {
 	h := &hold{
-		l: l, locks: st.Locks, fence: st.Fence, id: id, proto: c.proto, since: since,
+		l: l, locks: st.Locks, fence: st.Fence, id: id, proto: c.proto, at: c.at, since: since,
 		lost: make(chan Loss, 1),
 		done: make(chan struct{}),
 	}
@@ -131,6 +132,17 @@ func (h *hold) keep(ctx context.Context) {
 	defer close(h.done)
 	renewed := h.since
 	for {
+		if h.conn == nil {
+			loss, err := h.reattach(ctx, &renewed)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err == nil:
+				h.lose(loss)
+				return
+			}
+		}
+		h.proven(renewed)
 		loss, err := h.attend(ctx, &renewed)
 		if err == nil {
 			h.lose(loss)
@@ -141,14 +153,13 @@ func (h *hold) keep(ctx context.Context) {
 		}
 		h.conn.close()
 		h.conn = nil
-		loss, err = h.reattach(ctx, &renewed)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err == nil:
-			h.lose(loss)
-			return
-		}
+	}
+}
+
+// proven tells whoever wants to know how long a lease lasts now.
+func (h *hold) proven(renewed time.Duration) {
+	if lease := h.l.opts.Lease; lease > 0 && h.l.opts.Hooks.Renewed != nil {
+		h.l.opts.Hooks.Renewed(renewed + lease)
 	}
 }
 
@@ -202,6 +213,7 @@ func (h *hold) attend(ctx context.Context, renewed *time.Duration) (Loss, error)
 			}
 			if r.Status.Locked {
 				*renewed = sent
+				h.proven(sent)
 			}
 		case transport.ReplyLost:
 			if r.Fence == h.fence {

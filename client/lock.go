@@ -35,7 +35,9 @@ func (l *Locker) Lock(ctx context.Context) error {
 		}
 	}
 	a := &attempt{Locker: l, retries: l.retries()}
-	rand.Read(a.id[:])
+	if a.id = l.opts.Request; a.id == [16]byte{} {
+		rand.Read(a.id[:])
+	}
 	if w := l.opts.WaitLimit; w > 0 && !l.opts.Try {
 		a.until = time.Now().Add(w)
 		limited, cancel := context.WithDeadlineCause(ctx, a.until, ErrTimeout)

@@ -69,6 +69,9 @@ type Options struct {
 	// User is the owner's name in lists, and the identity by which a repeated
 	// request is recognised. Empty means host_pid_USER, as IPC::Locker makes it.
 	User string
+	// Request tells this request from others of User: the same again, from whatever
+	// process, is answered with the hold that it has. Zero means one of its own.
+	Request [16]byte
 	// PID is the process that owns the lock. 0 means this one.
 	PID int
 	// Autounlock lets the lock end with the process PID of this host.
@@ -106,6 +109,10 @@ type Hooks struct {
 	Broke    func(owner string)                   // owner's hold has been broken
 	Retry    func(delay time.Duration, err error) // no server; trying again after delay
 	Down     func(err error)                      // no server; giving up
+
+	// Renewed is told until when the lease lasts, on CLOCK_BOOTTIME, after the grant
+	// and each renewal: from a goroutine of its own, which waits for it.
+	Renewed func(until time.Duration)
 }
 
 func (o *Options) setDefaults() error {

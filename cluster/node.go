@@ -186,9 +186,10 @@ func (n *Node) openIdentity() error {
 		return nil
 	}
 	if n.cfg.Agent {
-		// It has nothing to remember: what it is to the cluster ends with its process.
-		n.id = newID()
-		n.identity = &identity{ID: n.id}
+		// What it is to the cluster ends with its process. Where it has run it remembers
+		// if it can.
+		n.identity = agentIdentity(n.cfg.DataDir, n.log)
+		n.id = n.identity.ID
 		return nil
 	}
 	id, err := openIdentity(n.cfg.DataDir)
@@ -404,6 +405,9 @@ func (n *Node) adopt(cluster string) error {
 		return fmt.Errorf("this node belongs to cluster %s already, not to %s", n.identity.Cluster, cluster)
 	}
 	n.identity.Cluster = cluster
+	if n.cfg.Agent {
+		return nil // it may be of another one the next time
+	}
 	return n.identity.save()
 }
 

@@ -39,6 +39,7 @@ type peers struct {
 	by      map[fsm.Incarnation]*peer
 	placed  map[string][]*peer            // by the host names and the boot of what they watch
 	contact map[fsm.Incarnation]time.Time // when we last heard of it
+	losses  int                           // connections that have ended
 	closed  bool
 }
 
@@ -80,6 +81,7 @@ func (ps *peers) remove(p *peer) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	delete(ps.all, p)
+	ps.losses++
 	for _, key := range p.hello.Place.keys() {
 		ps.placed[key] = slices.DeleteFunc(ps.placed[key], func(q *peer) bool { return q == p })
 		if len(ps.placed[key]) == 0 {
@@ -160,6 +162,13 @@ func (ps *peers) watch(q fsm.Process) bool {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	return slices.ContainsFunc(ps.placed[placeKey(q)], func(p *peer) bool { return p.hello.Place.has(q) })
+}
+
+// lost counts the connections of nodes that have ended.
+func (ps *peers) lost() int {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.losses
 }
 
 // places lists what the nodes in touch watch.

@@ -30,6 +30,9 @@ const (
 	// host has a node, and this job nothing to do.
 	pollSkip = 1024
 	pollRest = 100 * time.Millisecond
+
+	// pollScan is the shortest time between two looks at the whole table.
+	pollScan = 30 * time.Second
 )
 
 // initialNamespace is the pid namespace of a host's own processes: its inode number
@@ -38,7 +41,8 @@ const initialNamespace = "4026531836"
 
 // polls is the leader's list of the processes that hold or wait with autounlock on
 // hosts where no node of ours watches. They are asked for in turn, of the pidstatds
-// there. Only the answer that a process is dead counts; silence, as from a host that
+// there. What a node in touch watches is left out, so that the list is short in most
+// farms; when nodes have gone, the table is looked through for what they watched. Only the answer that a process is dead counts; silence, as from a host that
 // is down, frees nothing.
 //
 // pidstat knows process numbers alone: a number that is used again reads as alive.
@@ -55,6 +59,8 @@ type polls struct {
 	mu      sync.Mutex
 	filled  bool
 	backlog []fsm.Event // until filled
+	scanned time.Time
+	lost    int // peers.lost, when scanned
 	all     map[fsm.Process]*polled
 	ring    []*polled // all, in the order in which they are asked for
 	turn    int
@@ -87,14 +93,12 @@ func (n *Node) poll(ctx context.Context, o *office) {
 	p := newPolls(n)
 	n.polls.Store(p)
 	defer n.polls.Store(nil)
-	_, table := n.replica.snapshot()
-	p.fill(table.Holds(), table.Waits())
-
 	var lookups sync.WaitGroup
 	defer lookups.Wait()
 	defer p.close()
 	rest := time.Duration(0)
 	for ctx.Err() == nil {
+		p.scan()
 		slot, end := context.WithTimeout(ctx, max(p.gap(), rest))
 		rest = 0
 		if !p.ask(ctx, lookups.Go) {
@@ -255,19 +259,43 @@ func (p *polls) charged(q fsm.Process) (gone fsm.ProcessGone, ok bool) {
 	return gone, true
 }
 
-// fill takes in the table of the term's beginning. Events that came meanwhile are
-// gone through afterwards: of each hold and wait the last one decides.
-func (p *polls) fill(holds []*fsm.Hold, waits []*fsm.Wait) {
+// scan takes in the table, at the term's beginning and after nodes have gone.
+func (p *polls) scan() {
+	lost := p.node.peers.lost()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, h := range holds {
-		if h.Autounlock {
-			p.addFence(h.Process, h.Fence)
+	due := p.scanned.IsZero() || lost != p.lost && time.Since(p.scanned) >= pollScan
+	if due {
+		p.filled, p.scanned, p.lost = false, time.Now(), lost
+	}
+	p.mu.Unlock()
+	if !due {
+		return
+	}
+	var list []charge
+	_, table := p.node.replica.snapshot()
+	for _, h := range table.Holds() {
+		if h.Autounlock && p.concerns(h.Process) {
+			list = append(list, charge{Process: h.Process, Fence: h.Fence})
 		}
 	}
-	for _, w := range waits {
-		if w.Request.Autounlock {
-			p.addTicket(w.Request.Process, w.Ticket)
+	for _, w := range table.Waits() {
+		if w.Request.Autounlock && p.concerns(w.Request.Process) {
+			list = append(list, charge{Process: w.Request.Process, Ticket: w.Ticket})
+		}
+	}
+	p.fill(list)
+}
+
+// fill takes in what a look at the table has found. Events that came meanwhile are
+// gone through afterwards: of each hold and wait the last one decides.
+func (p *polls) fill(list []charge) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range list {
+		if c.Fence != 0 {
+			p.addFence(c.Process, c.Fence)
+		} else {
+			p.addTicket(c.Process, c.Ticket)
 		}
 	}
 	p.filled = true
@@ -328,9 +356,14 @@ func (p *polls) foreign(q fsm.Process) bool {
 		(own == "" || own != here)
 }
 
+// concerns reports whether a process belongs in the list.
+func (p *polls) concerns(q fsm.Process) bool {
+	return p.foreign(q) && !p.node.liveness.watches().has(q) && !p.node.peers.watch(q)
+}
+
 // process finds or adds a process; nil if it is not to be asked for.
 func (p *polls) process(q fsm.Process) *polled {
-	if t := p.all[q]; t != nil || !p.foreign(q) {
+	if t := p.all[q]; t != nil || !p.concerns(q) {
 		return t
 	}
 	h := p.host(q)

@@ -272,6 +272,25 @@ func TestSimulatedPolls(t *testing.T) {
 			t.Errorf("%d questions in 50 s", total)
 		}
 
+		// A node goes, and what it watched is asked for from then on.
+		var goner *Node
+		for _, n := range s.nodes {
+			if n != leader {
+				goner = n
+			}
+		}
+		hold(9500, fsm.Process{Host: goner.Name(), PID: 9500})
+		if p := leader.polls.Load(); p.size() != many+4 {
+			t.Errorf("%d processes in the list", p.size())
+		}
+		s.net.Isolate(goner.Name() + ":1")
+		time.Sleep(pollScan + 10*time.Second)
+		if p := leader.polls.Load(); p.size() < many+5 {
+			t.Errorf("%d processes in the list, after a node has gone", p.size())
+		}
+		s.net.Heal()
+		time.Sleep(10 * time.Second)
+
 		// One dies.
 		last(leader).kill(7)
 		time.Sleep(many*pollGap + time.Second)
@@ -319,6 +338,12 @@ func TestSimulatedPolls(t *testing.T) {
 			t.Errorf("left behind: %d", left)
 		}
 	})
+}
+
+func (p *polls) size() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.ring)
 }
 
 // TestOthers: where a name may lead for a question to be asked.
@@ -373,8 +398,8 @@ func TestOthers(t *testing.T) {
 // TestAnswersMustFit: a death is believed of the process that was asked for, where
 // it was asked for, and if its name has several addresses, once all have said so.
 func TestAnswersMustFit(t *testing.T) {
-	p := newPolls(&Node{liveness: &liveness{place: place{Boot: "own/1"}}})
-	hold := func(q fsm.Process, f fsm.Fence) { p.fill([]*fsm.Hold{{Fence: f, Process: q, Autounlock: true}}, nil) }
+	p := newPolls(&Node{liveness: &liveness{place: place{Boot: "own/1"}}, peers: newPeers()})
+	hold := func(q fsm.Process, f fsm.Fence) { p.fill([]charge{{Fence: f, Process: q}}) }
 	one, two := fsm.Process{Host: "one", PID: 5}, fsm.Process{Host: "two", PID: 5, Boot: "b"}
 	hold(one, 1)
 	hold(two, 2)

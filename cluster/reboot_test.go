@@ -95,6 +95,61 @@ func TestAReboot(t *testing.T) {
 	}
 }
 
+// TestAnAgentsReboot is the same for an agent, which has nothing else on disk.
+func TestAnAgentsReboot(t *testing.T) {
+	f := newFarm(t, 1)
+	server := f.nodes[0]
+	held := func() (list []string) {
+		table, err := server.Table(t.Context(), false)
+		must(t, err)
+		for _, h := range table.Holds {
+			list = append(list, h.Owner)
+		}
+		return list
+	}
+	agent := func(dir, boot string, meanwhile func(*Node)) {
+		t.Helper()
+		a, err := Open(t.Context(), Config{
+			Name: "agent", Version: "test", Agent: true, DataDir: dir, machine: &machine{name: "m", boot: boot},
+			Join: []string{f.confs[0].Gossip}, Gossip: freeUDP(t), Processes: watchProcesses, Logger: testLogger("agent"),
+		})
+		must(t, err)
+		meanwhile(a)
+		must(t, a.Close(t.Context()))
+	}
+	hold := func(lock, boot string) func(*Node) {
+		return func(a *Node) {
+			t.Helper()
+			p := fsm.Process{Host: "h", PID: int32(os.Getpid()), Start: 1, Boot: boot}
+			res := a.mustAcquire(t, fsm.Acquire{Owner: lock, Locks: []string{lock}, Process: p, Autounlock: true}, func(fsm.Event) {})
+			if res.Code != fsm.Granted {
+				t.Fatalf("%s: %+v", lock, res)
+			}
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "made")
+	agent(dir, "b1", hold("first", "b1"))
+	agent(dir, "b1", hold("second", "b1"))
+	if got := held(); !slices.Equal(got, []string{"first", "second"}) {
+		t.Fatalf("held %q", got)
+	}
+	agent(dir, "b2", func(*Node) {
+		if err := waitUntil("the reboot's end of all holds", func() bool { return len(held()) == 0 }); err != nil {
+			t.Fatalf("%v: held %q", err, held())
+		}
+	})
+
+	// Without a directory it serves as well.
+	file := filepath.Join(t.TempDir(), "file")
+	must(t, os.WriteFile(file, nil, 0o600))
+	for i, dir := range []string{"", file} {
+		agent(dir, "b3", hold(fmt.Sprint("without", i), "b3"))
+	}
+	damaged := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(damaged, agentFile), []byte("{"), 0o600))
+	agent(damaged, "b3", hold("damaged", "b3"))
+}
+
 func TestBootsOfAMachine(t *testing.T) {
 	dir := t.TempDir()
 	note := func(m machine) []string {

@@ -21,6 +21,7 @@ import (
 
 const (
 	identityFile    = "node.json"
+	agentFile       = "agent.json"
 	logFile         = "raft.db"
 	identityVersion = 1
 
@@ -78,6 +79,39 @@ func openIdentity(dir string) (*identity, error) {
 	return id, nil
 }
 
+// agentIdentity makes an agent's identity, with what it can find in dir of where it
+// has run before. Without a directory that it can write to, the agent serves as well,
+// but what a reboot of its machine ends is not known then.
+func agentIdentity(dir string, log hclog.Logger) *identity {
+	id := &identity{Version: identityVersion, ID: newID()}
+	if dir == "" {
+		return id
+	}
+	path := filepath.Join(dir, agentFile)
+	var before identity
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var b []byte
+		b, err = os.ReadFile(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = nil
+		case err == nil:
+			err = json.Unmarshal(b, &before)
+		}
+	}
+	if err == nil {
+		id.Machine, id.Boot, id.Past = before.Machine, before.Boot, before.Past
+		id.path = path
+		err = id.save()
+	}
+	if err != nil {
+		log.Warn("cannot remember this boot: after a reboot nobody will know that the processes of now are gone; give a directory of its own with --data-dir", "error", err)
+		id.path = ""
+	}
+	return id
+}
+
 // refuseForeign tells a data directory that is not ours from an empty one. A
 // file system's own lost+found does not count.
 func refuseForeign(dir string) error {
@@ -96,7 +130,7 @@ func refuseForeign(dir string) error {
 // save writes the identity so that a crash leaves the old one or the new one.
 func (id *identity) save() error {
 	if id.path == "" {
-		return nil // an agent's, which lives as long as its process
+		return nil // an agent's that has no directory
 	}
 	b, err := json.MarshalIndent(id, "", "\t")
 	if err != nil {

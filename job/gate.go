@@ -40,16 +40,28 @@ const maxOpening = 8 << 20
 const firstInherited = 100
 
 // AtGate must be the first call in main of a program that uses this package. In
-// the child that waits at the gate it does not return.
+// the processes that a Job makes of the program it does not return.
 func AtGate() {
-	if len(os.Args) < 5 || os.Args[0] != gateName {
+	if len(os.Args) < 3 {
 		return
 	}
-	fd, err := strconv.Atoi(os.Args[1])
-	if err != nil || fd < firstInherited {
+	name, args := os.Args[0], os.Args[1:]
+	sock, err := strconv.Atoi(args[0])
+	if err != nil || sock < firstInherited {
 		return
 	}
-	os.Exit(waitAtGate(fd, os.Args[2] == ownGroup, os.Args[3], os.Args[4:]))
+	switch {
+	case name == gateName && len(args) >= 5:
+		parent, err := strconv.Atoi(args[1])
+		if err != nil {
+			return
+		}
+		os.Exit(waitAtGate(sock, parent, args[2] == ownGroup, args[3], args[4:]))
+	case name == launchName:
+		os.Exit(launch(sock, args[1:]))
+	case name == guardName:
+		os.Exit(guardMain(sock, args[1]))
+	}
 }
 
 const (
@@ -59,14 +71,17 @@ const (
 
 // waitAtGate is the life of the child. Its exit status matters to nobody: an error
 // is in what it writes, and without a word from the parent there is no command.
-func waitAtGate(sock int, own bool, path string, argv []string) int {
+func waitAtGate(sock, parent int, own bool, path string, argv []string) int {
 	unix.CloseOnExec(sock)
 	// The kernel is to kill the command when our parent dies. That is an attribute
 	// of a thread (prctl(2)), and the one that executes the command may not be the
-	// one that had it from fork. If the parent has died before, the socket says so.
+	// one that had it from fork.
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
 		return refuse(sock, err)
+	}
+	if unix.Getppid() != parent {
+		return 0 // it has died already, and what it may have written counts no more
 	}
 	// What a terminal sends goes to us as well, and is for the parent to act upon.
 	drop := make(chan os.Signal, 1)
@@ -95,9 +110,14 @@ func waitAtGate(sock int, own bool, path string, argv []string) int {
 			signal.Ignore(s)
 		}
 	}
+	return refuse(sock, execute(path, argv, changes, inherited))
+}
+
+// execute executes a command in this process. It returns only with an error.
+func execute(path string, argv, changes []string, inherited int) error {
 	if inherited >= 0 {
 		if _, err := unix.FcntlInt(uintptr(inherited), unix.F_DUPFD, firstInherited); err != nil {
-			return refuse(sock, err)
+			return err
 		}
 	}
 	env := changeEnviron(os.Environ(), changes)
@@ -106,7 +126,24 @@ func waitAtGate(sock int, own bool, path string, argv []string) int {
 		// A script without an interpreter line: execvp has the shell read it.
 		err = syscall.Exec("/bin/sh", append([]string{"/bin/sh", path}, argv[1:]...), env)
 	}
-	return refuse(sock, err)
+	return err
+}
+
+// Replace executes the command in this process, with the changes and the file that
+// [Job.Open] has. It returns only with an error, a [StartError].
+func Replace(argv, changes []string, inherited *os.File) error {
+	if len(argv) == 0 || argv[0] == "" {
+		return &StartError{Err: errors.New("empty command")}
+	}
+	path, err := lookPath(argv[0])
+	if err == nil {
+		fd := -1
+		if inherited != nil {
+			fd = int(inherited.Fd())
+		}
+		err = execute(path, argv, changes, fd)
+	}
+	return &StartError{Name: argv[0], Err: err}
 }
 
 func refuse(sock int, err error) int {

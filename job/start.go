@@ -80,7 +80,7 @@ func (j *Job) wait(path string, sock int, started chan<- error) {
 	if j.own {
 		group = ownGroup
 	}
-	argv := append([]string{gateName, strconv.Itoa(sock), group, path}, j.opts.Argv...)
+	argv := append([]string{gateName, strconv.Itoa(sock), strconv.Itoa(os.Getpid()), group, path}, j.opts.Argv...)
 	pid, err := syscall.ForkExec("/proc/self/exe", argv, &syscall.ProcAttr{
 		Env:   os.Environ(),
 		Files: []uintptr{0, 1, 2},

@@ -14,25 +14,22 @@ import (
 type process struct{ pid, parent, group int }
 
 // descendants lists all living descendants of this process, parents first.
-func descendants() []process {
-	children := make(map[int][]process)
-	dir, err := os.Open("/proc")
+func descendants() []process { return below(os.Getpid()) }
+
+// below lists the living descendants of a process, parents first.
+func below(root int) []process {
+	numbers, err := processNumbers()
 	if err != nil {
 		return nil
 	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
+	children := make(map[int][]process)
+	for _, pid := range numbers {
 		if p, ok := readProcess(pid); ok {
 			children[p.parent] = append(children[p.parent], p)
 		}
 	}
 	var all []process
-	next := []int{os.Getpid()}
+	next := []int{root}
 	for len(next) > 0 {
 		kids := children[next[0]]
 		// The table was not read at one instant, so reused numbers could make it
@@ -45,6 +42,26 @@ func descendants() []process {
 		}
 	}
 	return all
+}
+
+// processNumbers lists the processes that can be seen.
+func processNumbers() ([]int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var numbers []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			numbers = append(numbers, pid)
+		}
+	}
+	return numbers, nil
 }
 
 // remains counts the descendants in our session.

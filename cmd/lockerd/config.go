@@ -143,7 +143,7 @@ func (o *options) validate(ctx context.Context) error {
 		return usagef("--bootstrap-expect 1 founds a cluster of one, --join joins one: leave one of them out")
 	case o.gossip == off && (o.agent || len(o.join) > 0 || o.expect > 1):
 		return usagef("--gossip off is for a cluster of one: nodes find each other by gossip")
-	case o.dataDir == "":
+	case o.dataDir == "" && !o.agent:
 		return usagef("no place for the node's data is known ($HOME is not set): give one with --data-dir")
 	case strings.ContainsAny(o.name, " \t\r\n") || len(o.name) > 255:
 		return usagef("--name %q: a name has no white space and at most 255 bytes", o.name)

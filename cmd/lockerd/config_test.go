@@ -156,6 +156,20 @@ func TestMistakes(t *testing.T) {
 	if o.dataDir == "" {
 		wantUsage(t, o.validate(t.Context()), "--data-dir")
 	}
+	home := func(name string) string {
+		return map[string]string{"HOME": "/home/u", "XDG_STATE_HOME": "/state"}[name]
+	}
+	server, _, err := parse(nil, home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, _, err := parse([]string{"--agent"}, home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if agent.dataDir != server.dataDir+"-agent" {
+		t.Errorf("an agent's data in %s, a server's in %s", agent.dataDir, server.dataDir)
+	}
 }
 
 func TestAccepted(t *testing.T) {

@@ -41,8 +41,8 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.host, "host", "localhost", "`address` to serve clients on; 0.0.0.0 for all")
 	fs.StringVar(&o.port, "port", "", "`port` to serve clients on, a number or a service name (default $IPCLOCKER_PORT, the service lockerd, or 1751)")
 	fs.StringVar(&o.path, "path", "", "serve clients on this UNIX `socket` instead of a port")
-	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does, and on which to ask theirs: a number, a service name, or 0 not to tell (default the service pidstatd, or 1752)")
-	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd)")
+	fs.StringVar(&o.pidstat, "pidstat-port", "", "UDP `port` of --host on which to tell other hosts which processes of this one live, as pidstatd does, and on which to ask theirs: a number, a service name, or 0 for neither (default the service pidstatd, or 1752)")
+	fs.StringVar(&o.dataDir, "data-dir", "", "`directory` of the node's log and identity (default /var/lib/lockerd for root, else $XDG_STATE_HOME/lockerd or ~/.local/state/lockerd; with --agent the same and -agent, for a few lines about where it ran)")
 	fs.StringVar(&o.name, "name", "", "`name` of the node, its own in the cluster (default the host's name)")
 	fs.BoolVar(&o.agent, "agent", false, "serve clients without a vote and without a log, through the servers of --join")
 	fs.IntVar(&o.expect, "bootstrap-expect", 0, "found a cluster as soon as this `number` of servers has met; 1 without --join")
@@ -142,6 +142,9 @@ func (o *options) complete(getenv func(string) string) error {
 	}
 	if o.dataDir == "" {
 		o.dataDir = stateDir(os.Geteuid(), getenv)
+		if o.agent && o.dataDir != "" {
+			o.dataDir += "-agent" // a server may be on the same host
+		}
 	}
 	return nil
 }
@@ -226,6 +229,9 @@ restart: they are kept in the data directory.
 A node also tells which processes of its host live, on --host like all it serves:
 the host needs no pidstatd then. Where one runs, the node leaves that to it, and in
 a container, where numbers are not the host's, it does so only with --pidstat-port.
+As leader it asks the pidstatd of hosts that have no node, on the same port, whether
+the processes there that hold locks are dead. With --pidstat-port 0 it does neither:
+what such processes hold when they die has to be broken by hand.
 
 Options:
 `
@@ -251,7 +257,7 @@ Examples:
   lockerd                                      one node, for this host
   lockerd --host 0.0.0.0                       one node, for the network
   lockerd --path /run/lockerd/sock             one node, on a UNIX socket
-  lockerd --pidstat-port 0                     one node, beside a pidstatd
+  lockerd --pidstat-port 0                     one node, without pidstat
   lockerd --bootstrap-expect 3 --join a:1754,b:1754,c:1754 \
           --host 0.0.0.0 --peer 0.0.0.0:1753 --gossip 0.0.0.0:1754 \
           --advertise a --insecure             node a of three, on a trusted network

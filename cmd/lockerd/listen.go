@@ -21,7 +21,7 @@ import (
 type listeners struct {
 	client, peer, http net.Listener // nil if off
 	pidstat            *net.UDPConn // likewise
-	pidstatPort        uint16       // also that of other hosts
+	pidstatPort        uint16       // also that of other hosts; 0 for none
 }
 
 func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, err error) {
@@ -44,11 +44,10 @@ func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, er
 	if err == nil && o.http != off {
 		l.http, err = listenTCP(ctx, "--http", o.http)
 	}
-	var answer bool
 	if err == nil {
-		l.pidstatPort, answer, err = o.pidstatPort(ctx)
+		l.pidstatPort, err = o.pidstatPort(ctx)
 	}
-	if answer {
+	if err == nil && l.pidstatPort != 0 {
 		l.pidstat, err = o.listenPidstat(ctx, l.pidstatPort, pidprobe.Here(), log)
 	}
 	return l, err

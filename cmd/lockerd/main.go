@@ -108,6 +108,9 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 			return pidprobe.NewWatcher(dead, warn)
 		},
 	}
+	if ports.pidstatPort == 0 {
+		cfg.PidstatPort = -1 // for Config, 0 is the usual one
+	}
 	if o.gossip != off {
 		cfg.Gossip = o.gossip
 	}

@@ -14,17 +14,17 @@ import (
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
-// pidstatPort is the port of pidstat in this farm, and whether this node answers on
-// it. Without a number it is what pidstatd would take.
-func (o *options) pidstatPort(ctx context.Context) (port uint16, answer bool, err error) {
+// pidstatPort is the port of pidstat in this farm, 0 for a node that neither answers
+// nor asks on any. Without a number it is what pidstatd would take.
+func (o *options) pidstatPort(ctx context.Context) (uint16, error) {
 	if o.pidstat == "0" || o.pidstat == off {
-		port, err = pidprobe.Port(ctx, "")
-		return port, false, err
+		return 0, nil
 	}
-	if port, err = pidprobe.Port(ctx, o.pidstat); err != nil {
-		return 0, false, usagef("%s: %w, or 0 for none", o.set["pidstat-port"], err)
+	port, err := pidprobe.Port(ctx, o.pidstat)
+	if err != nil {
+		return 0, usagef("%s: %w, or 0 for none", o.set["pidstat-port"], err)
 	}
-	return port, true, nil
+	return port, nil
 }
 
 // hostNamespace is the end of pidprobe.Here for the pid namespace of a host, whose
@@ -40,7 +40,7 @@ const hostNamespace = "/4026531836"
 func (o *options) listenPidstat(ctx context.Context, port uint16, here string, log hclog.Logger) (*net.UDPConn, error) {
 	given := o.set["pidstat-port"]
 	if given == "" && !strings.HasSuffix(here, hostNamespace) {
-		log.Warn("this node does not answer pidstat's questions: process numbers here are not known to be the host's; if they are those of its address, say so with --pidstat-port, if not, with --pidstat-port 0")
+		log.Warn("this node does not answer pidstat's questions: process numbers here are not known to be the host's; if they are those of its address, say so with --pidstat-port")
 		return nil, nil
 	}
 	conn, err := pidprobe.Listen(ctx, o.host, port)
@@ -48,7 +48,7 @@ func (o *options) listenPidstat(ctx context.Context, port uint16, here string, l
 	case err == nil:
 		return conn, nil
 	case given == "" && errors.Is(err, syscall.EADDRINUSE):
-		log.Warn("this node leaves pidstat's questions to who has the port: if that is a pidstatd, all is well, and --pidstat-port 0 says so", "error", err)
+		log.Warn("this node leaves pidstat's questions to who has the port: if that is a pidstatd, all is well", "error", err)
 		return nil, nil
 	case given == "":
 		log.Warn("this node does not answer pidstat's questions: give another --pidstat-port, or 0 for none", "error", err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,7 +128,7 @@ func TestPidstatPortInUse(t *testing.T) {
 	b.logged("serving")
 	b.logged("in office")
 	all := strings.Join(b.seen, "\n")
-	if n := strings.Count(all, "[WARN]  lockerd: this node leaves pidstat's questions"); n != 1 || !strings.Contains(all, "--pidstat-port 0") || !strings.Contains(all, "pidstat=off") {
+	if n := strings.Count(all, "[WARN]  lockerd: this node leaves pidstat's questions"); n != 1 || !strings.Contains(all, "pidstat=off") {
 		t.Errorf("%d warnings:\n%s", n, all)
 	}
 	second.Process.Signal(syscall.SIGTERM)
@@ -172,12 +173,15 @@ func TestPidstatPortMistakes(t *testing.T) {
 		}
 		var logged strings.Builder
 		var conn *net.UDPConn
-		port, answer, err := o.pidstatPort(t.Context())
-		if answer {
-			conn, err = o.listenPidstat(t.Context(), port, "boot"+hostNamespace, hclog.New(&hclog.LoggerOptions{Output: io.Writer(&logged)}))
+		port, err := o.pidstatPort(t.Context())
+		if off := slices.Contains(c.args, "0") || slices.Contains(c.args, "off"); err == nil && off != (port == 0) {
+			t.Errorf("%q %q: port %d", c.args, c.env, port)
 		}
-		if !answer && err == nil && port != pidprobe.DefaultPort {
-			t.Errorf("%q %q: others are asked on port %d", c.args, c.env, port)
+		if asked := o.cluster(listeners{pidstatPort: port}, nil).PidstatPort; err == nil && (asked < 0) != (port == 0) {
+			t.Errorf("%q %q: others are asked on port %d", c.args, c.env, asked)
+		}
+		if err == nil && port != 0 {
+			conn, err = o.listenPidstat(t.Context(), port, "boot"+hostNamespace, hclog.New(&hclog.LoggerOptions{Output: io.Writer(&logged)}))
 		}
 		switch {
 		case conn != nil:
@@ -210,7 +214,7 @@ func TestPidstatInContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 		var logged strings.Builder
-		port, _, err := o.pidstatPort(t.Context())
+		port, err := o.pidstatPort(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,12 +15,15 @@ import (
 
 	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/job"
+	"github.com/lockerd/lockerd/pidprobe"
 )
 
 const usage = `lockersh - run a command under a lock of the cluster
 
 Usage: lockersh --lock NAME [OPTION]... COMMAND...
        lockersh --lock NAME [OPTION]... -- COMMAND [ARGUMENT]...
+       lockersh --lock NAME [OPTION]... --for PID
+       lockersh --lock NAME --release [--for PID]
        lockersh --locklist [--json]
 
 Waits for the lock, runs the command, and releases the lock when the command
@@ -32,6 +36,11 @@ Examples:
   lockersh --lock lic1:lic2:lic3 --timeout 600 simulate   any one of three
   lockersh --lock db --all --lock disk --shared backup    both at once, shared
   lockersh --lock build --slots 4 make                    at most four at once
+  lockersh --lock db --for $$                             this shell has it now
+  lockersh --lock db --release                            and gives it back
+
+The lock ends with the command's process, whatever becomes of lockersh. If the
+command is killed, it ends with the last of the processes that it has started.
 
 Options:
 `
@@ -42,7 +51,8 @@ and ignore case; --no-NAME undoes one that has no value. SECONDS may have a
 fraction, or a unit as in 90s, 5m, 2h. Options end at the first other word.
 
 The command finds LOCKER_LOCK (the lock it has; several with colons between)
-and LOCKER_FENCE (the fencing token, which only grows) in its environment.
+and LOCKER_FENCE (the fencing token, which only grows) in its environment. By
+LOCKER_ID, and by a connection that it inherits, its descendants are known.
 
 Environment:
   IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
@@ -74,7 +84,19 @@ type settings struct {
 	locker  client.Options
 	job     job.Options
 	fenceFD int // -1 for none
+
+	exec    bool
+	process int32 // whom the lock is for, 0 for the command
+	release bool
 }
+
+// lockNames are the names wanted, for people.
+func (s *settings) lockNames() string { return strings.Join(s.locker.Locks, ":") }
+
+// With a lease the command is given notice when a quarter of it is left, killed by
+// us leaseGrace later at most, and by the guard when a tenth is left.
+func leaseGrace(lease time.Duration) time.Duration { return lease / 10 }
+func guardAhead(lease time.Duration) time.Duration { return lease / 10 }
 
 // seconds is a duration that a number alone gives in seconds.
 type seconds time.Duration
@@ -109,6 +131,8 @@ type raw struct {
 	fenceFD, connectTries     int
 	onLost                    string
 	try, shared, all          bool
+	exec, waitAll, release    bool
+	process                   string
 	verbose, debug            bool
 	list, json, help, version bool
 }
@@ -123,11 +147,15 @@ func flags(r *raw) *pflag.FlagSet {
 	fs.BoolVar(&r.try, "try", false, "do not wait: status 75 if the lock is busy")
 	fs.Var(&r.timeout, "timeout", "wait for the lock no longer than this: status 75; 0 waits for ever")
 	fs.Var(&r.hold, "hold", "lose the lock after it was held for so long; 0 is no limit")
-	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as this process lives")
+	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as the command lives")
 	r.onLost = onLostDefault
 	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
 	r.grace = seconds(graceDefault)
-	fs.Var(&r.grace, "grace", "time from there to SIGKILL, with --lease at most a fifth of it")
+	fs.Var(&r.grace, "grace", "time from there to SIGKILL, with --lease at most a tenth of it")
+	fs.BoolVar(&r.waitAll, "wait-all", false, "hold the lock until everything that the command started has ended, daemons too")
+	fs.BoolVar(&r.exec, "exec", false, "run the command in place of lockersh, in the same process, as IPC::Locker does")
+	fs.StringVar(&r.process, "for", "", "take the lock for the process `PID` and run nothing: it holds the lock until it ends")
+	fs.BoolVar(&r.release, "release", false, "give back what --for took; PID is the calling process if it is not given")
 	fs.IntVar(&r.fenceFD, "fence-fd", -1, "write the fencing token and a newline to this inherited descriptor `N`, and leave it open for the command")
 	fs.Lookup("fence-fd").DefValue = "0" // in the help, there is none
 	fs.StringVar(&r.hosts, "dhost", "", "`HOST` of the server, or several as in IPCLOCKER_HOST")
@@ -294,20 +322,12 @@ func read(args []string) (*settings, error) {
 	if len(s.locker.Locks) == 0 {
 		return nil, errors.New("--lock not specified; see --help")
 	}
-	if len(words) == 0 || words[0] == "" {
-		return nil, misuse("No command specified")
-	}
-	if s.job.Argv = words; !literal {
-		s.job.Argv = job.Shell(words)
-	}
-	if s.job.LostSignal, err = job.ParseSignal(r.onLost); err != nil {
-		return nil, fmt.Errorf("--on-lost: %w", err)
-	}
-	s.job.Grace = time.Duration(r.grace)
-	if r.lease > 0 {
-		// The client gives notice a quarter of the lease ahead: the command must be
-		// dead within that.
-		s.job.Grace = min(s.job.Grace, time.Duration(r.lease)/5)
+	if r.process != "" || r.release {
+		if err := s.readClaim(&r, words); err != nil {
+			return nil, err
+		}
+	} else if err := s.readCommand(&r, words, literal); err != nil {
+		return nil, err
 	}
 	if fs.Changed("fence-fd") {
 		if err := checkInherited(r.fenceFD); err != nil {
@@ -317,6 +337,52 @@ func read(args []string) (*settings, error) {
 		s.locker.NeedFence = true
 	}
 	return s, nil
+}
+
+// readCommand is for a command that runs under the lock.
+func (s *settings) readCommand(r *raw, words []string, literal bool) (err error) {
+	if len(words) == 0 || words[0] == "" {
+		return misuse("No command specified")
+	}
+	if s.job.Argv = words; !literal {
+		s.job.Argv = job.Shell(words)
+	}
+	if s.job.LostSignal, err = job.ParseSignal(r.onLost); err != nil {
+		return fmt.Errorf("--on-lost: %w", err)
+	}
+	s.job.Grace = time.Duration(r.grace)
+	s.job.WaitAll = r.waitAll
+	s.exec = r.exec
+	if r.lease > 0 {
+		if r.exec {
+			return errors.New("--lease needs lockersh to stay and watch over the command; it does not go with --exec")
+		}
+		s.job.Grace = min(s.job.Grace, leaseGrace(time.Duration(r.lease)))
+	}
+	return nil
+}
+
+// readClaim is for a process that runs already.
+func (s *settings) readClaim(r *raw, words []string) (err error) {
+	switch {
+	case len(words) > 0:
+		return errors.New("--for and --release run no command; see --help")
+	case r.exec || r.waitAll:
+		return errors.New("--exec and --wait-all are about a command, and --for and --release run none")
+	case r.lease > 0:
+		return errors.New("--lease needs lockersh to stay and renew it; it does not go with --for")
+	}
+	s.release = r.release
+	s.process = int32(os.Getppid())
+	if r.process != "" {
+		if s.process, err = pidprobe.ParsePID(r.process); err != nil {
+			return fmt.Errorf("--for %q: %w", r.process, err)
+		}
+	}
+	if s.process == 1 && r.process == "" {
+		return errors.New("the calling process has ended; name one with --for")
+	}
+	return nil
 }
 
 // checkInherited refuses a descriptor that our parent has not passed on: one that

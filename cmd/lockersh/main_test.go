@@ -20,7 +20,7 @@ const patience = 20 * time.Second
 
 func TestMain(m *testing.M) {
 	job.AtGate()
-	testscript.Main(m, map[string]func(){"lockersh": main})
+	testscript.Main(m, map[string]func(){"lockersh": main, keeperName: main})
 }
 
 // lockerd is the server under the scripts, built once.
