@@ -83,12 +83,19 @@ func Run(ctx context.Context, e *Env, faults []gen.Fault) error {
 		if wait(ctx, time.Until(began.Add(f.At))) != nil {
 			return nil
 		}
+		if err := Supervise(e.Cluster); err != nil {
+			return err
+		}
 		if err := e.inject(ctx, f); err != nil {
 			return fmt.Errorf("fault %s at %v: %w", f.Kind, f.At, err)
 		}
 	}
 	return nil
 }
+
+// Supervise starts nodes that do not run, as an init system does: one whose disk was
+// full may take a while to give up, and then the fault is over already.
+func Supervise(c *db.Cluster) error { return startAll(c.Nodes)() }
 
 func (e *Env) inject(ctx context.Context, f gen.Fault) error {
 	rng := rand.New(rand.NewPCG(f.Seed, 1))

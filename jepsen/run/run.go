@@ -22,12 +22,13 @@ import (
 )
 
 const (
-	startTime   = 30 * time.Second       // for a cluster to become ready
-	recoverTime = 30 * time.Second       // for it to do so again after the last heal
-	afterwards  = 3 * time.Second        // clients go on so long after that
-	cleanTime   = 15 * time.Second       // for what abandoned users hold to be ended
-	agreeTime   = 10 * time.Second       // for all nodes to be at one index
-	lookEvery   = 100 * time.Millisecond // between two looks at who leads, or who holds what
+	startTime      = 30 * time.Second       // for a cluster to become ready
+	recoverTime    = 30 * time.Second       // for it to do so again after the last heal
+	superviseEvery = time.Second            // nodes that have ended are started again
+	afterwards     = 3 * time.Second        // clients go on so long after that
+	cleanTime      = 15 * time.Second       // for what abandoned users hold to be ended
+	agreeTime      = 10 * time.Second       // for all nodes to be at one index
+	lookEvery      = 100 * time.Millisecond // between two looks at who leads, or who holds what
 )
 
 // session is a run under way.
@@ -138,7 +139,17 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 func (s *session) recovered(ctx context.Context, end *check.End) error {
 	wait, cancel := context.WithTimeout(ctx, recoverTime)
 	defer cancel()
-	if err := s.cluster.AwaitReady(wait); err != nil {
+	var err error
+	for {
+		// Each node may take its time to end, and is then started again.
+		try, cancel := context.WithTimeout(wait, superviseEvery)
+		err = errors.Join(nemesis.Supervise(s.cluster), s.cluster.AwaitReady(try))
+		cancel()
+		if err == nil || wait.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return err
 		}

@@ -38,6 +38,7 @@ Usage: jx COMMAND [OPTION]...
   replay     do a stored run again: the same seed and schedule
   selftest   build servers with faults in them; each must be caught
   serve      browse the stored runs
+  table      stored runs as a matrix, in Markdown
   sweep      remove what killed runs may have left
   list       the workloads and faults there are
 
@@ -61,7 +62,7 @@ type command func(ctx context.Context, args []string, out io.Writer) (int, error
 
 var commands = map[string]command{
 	"run": cmdRun, "ci": cmdCI, "all": cmdAll, "soak": cmdSoak, "check": cmdCheck, "replay": cmdReplay,
-	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList,
+	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList, "table": cmdTable,
 }
 
 func main() {
