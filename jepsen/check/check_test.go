@@ -124,6 +124,10 @@ func TestEachCheckCanFail(t *testing.T) {
 			s.now += time.Minute
 			s.op(9, history.Info, history.Acquire, "l", "z", 0)
 		},
+		"nobody is refused": func(s *script) {
+			s.op(1, history.Invoke, history.Acquire, "l", "a", 0)
+			s.add(history.Op{Process: 1, Type: history.Fail, F: history.Acquire, Locks: []string{"l"}, Owner: "a", Error: "the disk is full"})
+		},
 		"no server breaks down": func(s *script) { s.end.Logs = []string{"panic: oh"} },
 		"linearizable (porcupine)": func(s *script) {
 			s.get(0, "a", 1)

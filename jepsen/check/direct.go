@@ -343,6 +343,32 @@ func starved(pairs []history.Pair) Result {
 	return r
 }
 
+// handOver is how long after its disk became full a leader may refuse new holds: by
+// then another server leads.
+const handOver = 4 * time.Second
+
+// refusals: nobody is refused but by a leader whose disk has just become full.
+func refusals(in Input, pairs []history.Pair) Result {
+	r := Result{Check: "nobody is refused", Verdict: Pass}
+	var fills []time.Duration
+	for _, op := range in.Ops {
+		if op.Process == history.Nemesis && op.Type == history.Invoke && op.F == "full" {
+			fills = append(fills, op.Time)
+		}
+	}
+	for _, p := range pairs {
+		if p.Call.F != history.Acquire {
+			continue
+		}
+		r.Looked++
+		excused := slices.ContainsFunc(fills, func(t time.Duration) bool { return p.Call.Time >= t-time.Second && p.Return.Time <= t+handOver })
+		if p.Type() == history.Fail && p.Return.Error != history.Busy && !excused {
+			r.problem(p.Return.Index, "op %d at %v: %s", p.Return.Index, p.Return.Time, p.Return.Error)
+		}
+	}
+	return r
+}
+
 // processes: no server ends by itself, panics, or races. (P1)
 func processes(end End) Result {
 	r := Result{Check: "no server breaks down", Verdict: Pass, Looked: 1}

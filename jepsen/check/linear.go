@@ -169,6 +169,9 @@ func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]ti
 			add(p, l, in, model.Output{Token: p.Return.Fence}, p.End())
 		}
 	case history.Fail:
+		if p.Return.Error != history.Busy {
+			return // refused for another reason than the lock's state
+		}
 		if p.Call.All && len(p.Call.Locks) > 1 {
 			return // one of them was busy, which says nothing of any one
 		}

@@ -147,13 +147,18 @@ func (d *Disk) Fill(left int64) error {
 	return nil
 }
 
-// Empty ends Fill.
+// Empty ends Fill, for good: a loss of power does not bring the filler back.
 func (d *Disk) Empty() error {
 	err := os.Remove(filepath.Join(d.Dir, filler))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return err
+	f, openErr := os.Open(d.Dir)
+	if err := errors.Join(err, openErr); err != nil {
+		return fmt.Errorf("empty %s: %w", d.Dir, err)
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 func command(name string, args ...string) error {

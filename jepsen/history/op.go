@@ -24,6 +24,9 @@ const (
 	Death   = "death" // of the process that owned a hold
 )
 
+// Busy is the Error of an Acquire that was told so.
+const Busy = "busy"
+
 // Reuse is the note of the nemesis that a dead process's number was given to another.
 const Reuse = "pidreuse"
 

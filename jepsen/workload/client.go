@@ -96,7 +96,11 @@ func (c *Client) acquire(o client.Options) (*Hold, error) {
 		done.Type, done.Locks, done.Fence = history.OK, l.LockNames(), l.Fence()
 		c.env.Rec.Add(done)
 	case errors.Is(err, client.ErrBusy):
-		done.Type, done.Error = history.Fail, "busy"
+		done.Type, done.Error = history.Fail, history.Busy
+		c.env.Rec.Add(done)
+		return nil, nil
+	case errors.Is(err, client.ErrRefused):
+		done.Type, done.Error = history.Fail, err.Error()
 		c.env.Rec.Add(done)
 		return nil, nil
 	case errors.Is(err, client.ErrTimeout):
