@@ -2,8 +2,11 @@ package cluster
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -80,8 +83,8 @@ func (l *liveness) lift(f fsm.Fence, a *anchor) {
 		return
 	}
 	delete(l.anchors, f)
-	if key, ok := l.fences[f]; ok {
-		l.report(key, l.wards[key])
+	if w := l.fences[f]; w != nil {
+		l.report(w)
 	}
 }
 
@@ -127,6 +130,9 @@ func (n *Node) unanchored(ctx context.Context, fences []fsm.Fence) []fsm.Fence {
 	for _, l := range n.neighbours() {
 		kept = append(kept, l.anchored(ctx, fences)...)
 	}
+	for _, p := range n.peers.agents(n.liveness.place.Boot) {
+		kept = append(kept, p.anchored(ctx, fences)...)
+	}
 	return slices.DeleteFunc(slices.Clone(fences), func(f fsm.Fence) bool { return slices.Contains(kept, f) })
 }
 
@@ -161,4 +167,87 @@ func (l *link) anchored(ctx context.Context, fences []fsm.Fence) (list []fsm.Fen
 		return nil
 	}
 	return list
+}
+
+// agents are the agents in touch with this server that watch the processes of a boot
+// and pid namespace.
+func (ps *peers) agents(boot string) (list []*peer) {
+	own, _, _ := strings.Cut(boot, "/")
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.placed["/"+own] {
+		if boot != "" && p.hello.Agent && p.hello.Place.Boot == boot {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// anchored is what link.anchored is for servers, by the connection that an agent has
+// to this one.
+func (p *peer) anchored(ctx context.Context, fences []fsm.Fence) []fsm.Fence {
+	answer := make(chan []fsm.Fence, 1)
+	p.mu.Lock()
+	p.lastID++
+	id := p.lastID
+	p.which[id] = answer
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.which, id)
+	}()
+	p.out.send(frameWhich, append(binary.AppendUvarint(nil, id), mustJSON(fences)...))
+	t := time.NewTimer(neighbourWait)
+	defer t.Stop()
+	select {
+	case list := <-answer:
+		return list
+	case <-p.gone:
+		return nil
+	case <-ctx.Done():
+	case <-t.C:
+	}
+	return fences
+}
+
+// tells takes an agent's answer.
+func (p *peer) tells(b []byte) error {
+	id, list, err := decodeFences(b)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if answer := p.which[id]; answer != nil {
+		delete(p.which, id)
+		answer <- list
+	}
+	return nil
+}
+
+// tell answers a server's question for this node's anchors.
+func (l *link) tell(b []byte) error {
+	id, fences, err := decodeFences(b)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	out := l.out
+	l.mu.Unlock()
+	if out != nil {
+		out.send(frameAnchors, append(binary.AppendUvarint(nil, id), mustJSON(l.node.liveness.anchored(fences))...))
+	}
+	return nil
+}
+
+// decodeFences reads a frameWhich or a frameAnchors.
+func decodeFences(b []byte) (id uint64, fences []fsm.Fence, err error) {
+	if id, b, err = uvarint(b); err != nil {
+		return 0, nil, err
+	}
+	if err := json.Unmarshal(b, &fences); err != nil {
+		return 0, nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+	}
+	return id, fences, nil
 }

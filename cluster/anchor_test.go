@@ -99,8 +99,12 @@ func (n *Node) seen(t testing.TB, p fsm.Process) {
 	must(t, waitUntil("death of "+strconv.Itoa(int(p.PID))+" at "+n.Name(), func() bool {
 		n.liveness.mu.Lock()
 		defer n.liveness.mu.Unlock()
-		w := n.liveness.wards[probed(p)]
-		return w != nil && w.dead
+		for w := range n.liveness.dead {
+			if w.is(p) {
+				return true
+			}
+		}
+		return false
 	}))
 }
 
@@ -115,10 +119,22 @@ func (n *Node) mustAcquire(t testing.TB, a fsm.Acquire, notify func(fsm.Event)) 
 // anchor open. The lock is the next one's when that has ended, and not before,
 // although each of three nodes of the host has seen the death.
 func TestAChildKeepsItsParentsLock(t *testing.T) {
-	for _, nodes := range []int{1, 3} {
-		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
-			f := newFarm(t, nodes)
+	for _, c := range []struct {
+		name            string
+		servers, agents int
+	}{{"1", 1, 0}, {"3", 3, 0}, {"a server and an agent", 1, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			nodes := c.servers + c.agents
+			f := newFarm(t, c.servers)
 			f.leader()
+			for range c.agents {
+				a, err := Open(t.Context(), Config{
+					Name: "agent", Version: "test", Agent: true, DataDir: t.TempDir(), PidstatPort: -1,
+					Join: []string{f.confs[0].Gossip}, Gossip: freeUDP(t), Processes: watchProcesses, Logger: testLogger("agent"),
+				})
+				must(t, err)
+				f.nodes = append(f.nodes, a)
+			}
 			addrs := f.clientPorts()
 			for i := range nodes {
 				fam := newFamily(t, addrs[i])

@@ -13,7 +13,8 @@ import (
 // more: the node on that process's host looks for itself. Only where none of our
 // nodes can look is the client believed, as the original server believed it.
 func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
-	if n.onHost(n.host, p.Host) || p.Host == n.cfg.Host && p.Host != "" {
+	own := n.onHost(n.host, p.Host) || p.Host == n.cfg.Host && p.Host != ""
+	if own {
 		boot, _, _ := strings.Cut(p.Boot, "/")
 		if pidprobe.Check(pidprobe.Process{PID: p.PID, Start: p.Start, Boot: boot}) != pidprobe.Dead {
 			return nil
@@ -29,18 +30,28 @@ func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
 		_, err := n.askServer(ctx, askDead, mustJSON(p))
 		return err
 	}
-	gone := fsm.ProcessGone{Process: p}
+	var list []charge
 	err := n.view(ctx, func(m *fsm.Machine) {
 		holds, waits := m.ByProcess(p.Host, p.PID)
 		for _, h := range holds {
-			gone.Fences = append(gone.Fences, h.Fence)
+			list = append(list, charge{Process: h.Process, Fence: h.Fence})
 		}
 		for _, w := range waits {
-			gone.Tickets = append(gone.Tickets, w.Ticket)
+			list = append(list, charge{Process: w.Request.Process, Ticket: w.Ticket})
 		}
 	})
 	if err != nil {
 		return err
+	}
+	gone := fsm.ProcessGone{Process: p}
+	for _, c := range list {
+		switch {
+		case own && !n.liveness.place.lost(c.Process):
+		case c.Fence != 0:
+			gone.Fences = append(gone.Fences, c.Fence)
+		default:
+			gone.Tickets = append(gone.Tickets, c.Ticket)
+		}
 	}
 	gone.Fences = n.unanchored(ctx, gone.Fences)
 	if len(gone.Fences)+len(gone.Tickets) == 0 {
@@ -48,6 +59,13 @@ func (n *Node) Dead(ctx context.Context, p fsm.Process) error {
 	}
 	_, err = n.Submit(ctx, gone)
 	return err
+}
+
+// lost looks whether a process of this host's name is dead. That is to be done after
+// the table has been read: the number may be another's meanwhile. It may also count in
+// a container, where this node sees nothing.
+func (p place) lost(q fsm.Process) bool {
+	return (q.Boot == "" || p.has(q)) && pidprobe.Check(probed(q)) == pidprobe.Dead
 }
 
 // pass hands the hint to the node on the process's own host. If it can't be

@@ -273,6 +273,8 @@ func (l *link) handle(kind byte, b []byte) error {
 		}
 	case frameReply:
 		return l.reply(b)
+	case frameWhich:
+		return l.tell(b)
 	}
 	return nil // kinds of a later release are none of our business
 }

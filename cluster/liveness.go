@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,8 +14,12 @@ import (
 )
 
 // Processes waits for processes of this host to end; pidprobe.Watcher does.
-// Watch and Unwatch are quick. A death is reported once, from any goroutine.
+// Its methods are quick. A death is reported once, from any goroutine.
 type Processes interface {
+	// Identify completes a process that is known by its number alone with the start
+	// time of the one that has that number now, or returns it as it is, with
+	// pidprobe.ErrDead if there is none and another error if that can't be said.
+	Identify(p pidprobe.Process) (pidprobe.Process, error)
 	Watch(p pidprobe.Process) error
 	Unwatch(p pidprobe.Process)
 	Close() error
@@ -89,7 +94,8 @@ func placeKey(p fsm.Process) string {
 
 // ward is a process that holds or waits on condition that it lives.
 type ward struct {
-	process   fsm.Process
+	process   fsm.Process      // as a report names it
+	key       pidprobe.Process // as it is watched
 	fences    map[fsm.Fence]struct{}
 	tickets   map[fsm.Ticket]struct{}
 	dead      bool
@@ -105,15 +111,24 @@ type ward struct {
 // anything newer. What is granted to a process after its death, because it was
 // next in a queue, is reported in turn. What is anchored (see anchor) is not
 // reported for as long as it is.
+//
+// Old clients name a process by its number alone. Who that is, is looked up when the
+// node first hears of each hold and each wait: those of two processes that have had
+// the number one after the other are two wards, so that the end of the first takes
+// nothing from the second. What a process had that was dead before the node heard of
+// it is taken for that of the one which has the number then, if there is one: it
+// lasts too long, since it must not end too early. So it is after a restart.
 type liveness struct {
 	node  *Node
 	place place
 	procs Processes
 
 	mu      sync.Mutex
-	wards   map[pidprobe.Process]*ward
-	fences  map[fsm.Fence]pidprobe.Process
-	tickets map[fsm.Ticket]pidprobe.Process
+	wards   map[pidprobe.Process]*ward // watched, or dead when they were looked up
+	dead    map[*ward]struct{}         // all that are
+	fences  map[fsm.Fence]*ward
+	tickets map[fsm.Ticket]*ward
+	unsure  int                                // wards that could not be identified, so far
 	anchors map[fsm.Fence]map[*anchor]struct{} // not empty ones
 	cut     []*anchor                          // to be told by unlock that their holds are over
 }
@@ -123,8 +138,9 @@ func (n *Node) openLiveness() error {
 		node:    n,
 		place:   thisPlace(n.cfg.Host, n.host),
 		wards:   make(map[pidprobe.Process]*ward),
-		fences:  make(map[fsm.Fence]pidprobe.Process),
-		tickets: make(map[fsm.Ticket]pidprobe.Process),
+		dead:    make(map[*ward]struct{}),
+		fences:  make(map[fsm.Fence]*ward),
+		tickets: make(map[fsm.Ticket]*ward),
 		anchors: make(map[fsm.Fence]map[*anchor]struct{}),
 	}
 	n.liveness = l
@@ -168,10 +184,13 @@ func (l *liveness) note(events []fsm.Event) {
 				l.addTicket(e.Process, e.Ticket)
 			}
 		case fsm.EventGranted:
-			l.dropTicket(e.Ticket)
-			if mine {
+			if w := l.tickets[e.Ticket]; mine && w != nil && w.is(e.Process) && l.fences[e.Fence] == nil {
+				// Who has waited has the grant. Its number may be another's by now.
+				l.giveFence(w, e.Fence)
+			} else if mine {
 				l.addFence(e.Process, e.Fence)
 			}
+			l.dropTicket(e.Ticket)
 		case fsm.EventRenewed:
 			l.dropFence(e.Fence)
 			l.dropTicket(e.Ticket)
@@ -262,19 +281,32 @@ func (l *liveness) adopt(list []charge, fences []fsm.Fence, tickets []fsm.Ticket
 }
 
 func (l *liveness) addFence(p fsm.Process, f fsm.Fence) {
-	key := probed(p)
-	l.fences[f] = key
-	w := l.ward(key, p)
+	if w := l.fences[f]; w != nil {
+		if w.is(p) {
+			return
+		}
+		l.dropFence(f)
+	}
+	l.giveFence(l.ward(p), f)
+}
+
+func (l *liveness) giveFence(w *ward, f fsm.Fence) {
+	l.fences[f] = w
 	w.fences[f] = struct{}{}
-	l.report(key, w)
+	l.report(w)
 }
 
 func (l *liveness) addTicket(p fsm.Process, t fsm.Ticket) {
-	key := probed(p)
-	l.tickets[t] = key
-	w := l.ward(key, p)
+	if w := l.tickets[t]; w != nil {
+		if w.is(p) {
+			return
+		}
+		l.dropTicket(t)
+	}
+	w := l.ward(p)
+	l.tickets[t] = w
 	w.tickets[t] = struct{}{}
-	l.report(key, w)
+	l.report(w)
 }
 
 // probed is a process as pidprobe knows it.
@@ -283,12 +315,30 @@ func probed(p fsm.Process) pidprobe.Process {
 	return pidprobe.Process{Host: p.Host, PID: p.PID, Start: p.Start, Boot: boot}
 }
 
-func (l *liveness) ward(key pidprobe.Process, p fsm.Process) *ward {
+// is reports whether p may be the ward's process, by what both say of it.
+func (w *ward) is(p fsm.Process) bool {
+	own, _, _ := strings.Cut(p.Boot, "/")
+	return p.Host == w.process.Host && p.PID == w.key.PID && own == w.key.Boot && (p.Start == 0 || p.Start == w.key.Start)
+}
+
+// ward finds or adds the ward of a process, as it is now.
+func (l *liveness) ward(p fsm.Process) *ward {
+	key, err := l.procs.Identify(probed(p))
+	dead := errors.Is(err, pidprobe.ErrDead)
+	if err != nil && !dead {
+		// There is no telling it from the next one of its number, but by when it is
+		// watched from: so each of its holds and waits has a watch of its own.
+		l.unsure++
+		key.Host = fmt.Sprintf("%s (%d)", key.Host, l.unsure)
+	}
 	w := l.wards[key]
 	if w == nil {
-		w = &ward{process: p, fences: make(map[fsm.Fence]struct{}), tickets: make(map[fsm.Ticket]struct{})}
+		w = &ward{process: p, key: key, fences: make(map[fsm.Fence]struct{}), tickets: make(map[fsm.Ticket]struct{})}
+		w.process.Start = key.Start
 		l.wards[key] = w
-		if err := l.procs.Watch(key); err != nil {
+		if dead {
+			l.bury(w)
+		} else if err := l.procs.Watch(key); err != nil {
 			l.node.log.Warn("process not watched", "process", key, "error", err)
 		}
 	}
@@ -298,46 +348,57 @@ func (l *liveness) ward(key pidprobe.Process, p fsm.Process) *ward {
 	return w
 }
 
+func (l *liveness) bury(w *ward) {
+	w.dead = true
+	l.dead[w] = struct{}{}
+}
+
 func (l *liveness) dropFence(f fsm.Fence) {
-	if key, ok := l.fences[f]; ok {
+	if w := l.fences[f]; w != nil {
 		delete(l.fences, f)
-		delete(l.wards[key].fences, f)
-		delete(l.wards[key].reported, f)
-		l.leave(key)
+		delete(w.fences, f)
+		delete(w.reported, f)
+		l.leave(w)
 	}
 }
 
 func (l *liveness) dropTicket(t fsm.Ticket) {
-	if key, ok := l.tickets[t]; ok {
+	if w := l.tickets[t]; w != nil {
 		delete(l.tickets, t)
-		delete(l.wards[key].tickets, t)
-		l.leave(key)
+		delete(w.tickets, t)
+		l.leave(w)
 	}
 }
 
 // leave ends the watch of a process that has nothing more to lose.
-func (l *liveness) leave(key pidprobe.Process) {
-	if w := l.wards[key]; len(w.fences)+len(w.tickets) == 0 {
-		delete(l.wards, key)
+func (l *liveness) leave(w *ward) {
+	if len(w.fences)+len(w.tickets) > 0 {
+		return
+	}
+	if l.wards[w.key] == w {
+		delete(l.wards, w.key)
 		if !w.dead {
-			l.procs.Unwatch(key)
+			l.procs.Unwatch(w.key)
 		}
 	}
+	delete(l.dead, w)
 }
 
-// died is told of a death by the watcher.
+// died is told of a death by the watcher. The ward is closed with that: what comes
+// later under the same number is looked up.
 func (l *liveness) died(key pidprobe.Process) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if w := l.wards[key]; w != nil {
-		w.dead = true
-		l.report(key, w)
+	if w := l.wards[key]; w != nil && !w.dead {
+		delete(l.wards, key)
+		l.bury(w)
+		l.report(w)
 	}
 }
 
 // report sees to it that the cluster learns of a death. One report at a time is
 // under way for each process; what it loses meanwhile is in the next.
-func (l *liveness) report(key pidprobe.Process, w *ward) {
+func (l *liveness) report(w *ward) {
 	if !w.dead || w.reporting {
 		return
 	}
@@ -359,7 +420,7 @@ func (l *liveness) report(key pidprobe.Process, w *ward) {
 				l.node.gossip.spread(gone)
 			}
 			if _, err := l.node.Submit(l.node.ctx, gone); err != nil {
-				l.node.log.Warn("a death is not reported yet", "process", key, "error", err)
+				l.node.log.Warn("a death is not reported yet", "process", w.key, "error", err)
 				pause(l.node.ctx, reportAgain)
 				continue
 			}
@@ -425,10 +486,7 @@ func (l *liveness) pending() []fsm.ProcessGone {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []fsm.ProcessGone
-	for _, w := range l.wards {
-		if !w.dead {
-			continue
-		}
+	for w := range l.dead {
 		gone := fsm.ProcessGone{Process: w.process}
 		for f := range w.reported {
 			gone.Fences = append(gone.Fences, f)

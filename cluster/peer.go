@@ -59,6 +59,18 @@ type peer struct {
 	out   *outbox
 	hello peerHello
 	inc   fsm.Incarnation // of late; guarded by peers.mu
+	gone  chan struct{}   // closed with the connection
+
+	mu     sync.Mutex
+	lastID uint64
+	which  map[uint64]chan []fsm.Fence // questions for anchors, under way
+}
+
+func newPeer(n *Node, conn net.Conn) *peer {
+	return &peer{
+		node: n, conn: conn, out: newOutbox(conn),
+		gone: make(chan struct{}), which: make(map[uint64]chan []fsm.Fence),
+	}
 }
 
 func (ps *peers) add(p *peer) error {
@@ -217,7 +229,8 @@ func (n *Node) servePeer(conn net.Conn) {
 	stop := context.AfterFunc(n.ctx, func() { _ = conn.Close() })
 	defer stop()
 	r := bufio.NewReader(conn)
-	p := &peer{node: n, conn: conn, out: newOutbox(conn)}
+	p := newPeer(n, conn)
+	defer close(p.gone)
 	if err := p.meet(r); err != nil {
 		n.log.Debug("peer turned away", "remote", conn.RemoteAddr(), "error", err)
 		return
@@ -309,6 +322,8 @@ func (p *peer) handle(kind byte, b []byte) error {
 		method, payload := b[0], append([]byte(nil), b[1:]...)
 		// Questions may wait for the log; proposals behind them must not.
 		p.node.run(func() { p.answer(id, method, payload) })
+	case frameAnchors:
+		return p.tells(b)
 	}
 	return nil
 }

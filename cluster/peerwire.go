@@ -18,6 +18,7 @@ const (
 	framePing    = 'i' // the node's incarnation: proof of life
 	framePropose = 'p' // proposals for the leader
 	frameAsk     = 'a' // id, method, payload
+	frameAnchors = 'n' // the answer to frameWhich: id, []fsm.Fence as JSON
 
 	// From the server.
 	frameWelcome = 'w' // peerWelcome as JSON
@@ -27,6 +28,7 @@ const (
 	frameBounced = 'b' // this node does not lead: ask again elsewhere
 	frameEvents  = 'e' // events that concern the node's clients
 	frameReply   = 'y' // id, status, payload
+	frameWhich   = 'q' // id, []fsm.Fence as JSON: which of them are anchored at the agent?
 )
 
 const (

@@ -38,6 +38,8 @@ func FuzzPeerFrames(f *testing.F) {
 	f.Add(byte(frameResults), appendAnswer(nil, fsm.Ask{Node: 1, Seq: 2}, fsm.Result{Code: fsm.Granted, Fence: 4, Locks: []string{"a"}}))
 	f.Add(byte(frameEvents), fsm.AppendEvent(nil, fsm.Event{Kind: fsm.EventGranted, Ask: fsm.Ask{Node: 1, Seq: 2}, Fence: 4, Locks: []string{"a"}}))
 	f.Add(byte(frameLeader), []byte(`{"id":"n1","addr":"n1:1","term":4}`))
+	f.Add(byte(frameAnchors), []byte("\x01[7]"))
+	f.Add(byte(frameWhich), []byte("\x01[7,8]"))
 	f.Add(byte(frameReply), append(binary.AppendUvarint(nil, 1), replyError, 'x'))
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		n := &Node{
@@ -48,7 +50,7 @@ func FuzzPeerFrames(f *testing.F) {
 		n.liveness = &liveness{node: n}
 		near, far := net.Pipe()
 		go func() { _, _ = io.Copy(io.Discard, far) }()
-		p := &peer{node: n, conn: near, out: newOutbox(near)}
+		p := newPeer(n, near)
 		l := newLink(n, "s", "s:1")
 		for _, err := range []error{p.handle(kind, bytes.Clone(b)), l.handle(kind, bytes.Clone(b))} {
 			if err != nil && !errors.Is(err, errPeerGarbage) {

@@ -22,7 +22,8 @@ const (
 	pollGap  = 10 * time.Millisecond
 
 	// pollFresh is how old a question may be that an answer is taken for: pidstat
-	// has no numbers to tell answers apart.
+	// has no numbers to tell answers apart. What a process was granted later than that
+	// is not meant by the answer: its number may be another's since.
 	pollFresh = 5 * time.Second
 
 	// pollSkip bounds the processes passed over in search of one to ask for, and
@@ -76,12 +77,12 @@ type polls struct {
 type polled struct {
 	process fsm.Process
 	host    *remoteHost
-	place   int // in ring
-	fences  map[fsm.Fence]struct{}
-	tickets map[fsm.Ticket]struct{}
+	place   int                     // in ring
+	fences  map[fsm.Fence]time.Time // since when they are known
+	tickets map[fsm.Ticket]time.Time
 	asks    int
 	asked   time.Time
-	dead    []netip.Addr // where it is said to be dead
+	dead    map[netip.Addr]time.Time // where it is said to be dead, and when that was said last
 }
 
 // poll is the leader's job of asking for the processes that nobody watches.
@@ -203,14 +204,30 @@ func (p *polls) answered(at netip.Addr, pid int32) (dead []fsm.Process) {
 		if time.Since(t.asked) > pollFresh || !slices.Contains(t.host.addrs, at) {
 			continue
 		}
-		if !slices.Contains(t.dead, at) {
-			t.dead = append(t.dead, at)
-		}
-		if !slices.ContainsFunc(t.host.addrs, func(a netip.Addr) bool { return !slices.Contains(t.dead, a) }) {
+		t.dead[at] = time.Now()
+		if !t.meant().IsZero() {
 			dead = append(dead, t.process)
 		}
 	}
 	return dead
+}
+
+// meant is the time before which a process must have got what is to end with it, by
+// what all the addresses say; zero if one of them has not said that it is dead.
+func (t *polled) meant() (at time.Time) {
+	for _, a := range t.host.addrs {
+		said, ok := t.dead[a]
+		if !ok {
+			return time.Time{}
+		}
+		if at.IsZero() || said.Before(at) {
+			at = said
+		}
+	}
+	if at.IsZero() {
+		return at
+	}
+	return at.Add(-pollFresh)
 }
 
 // report has the table end what a dead process has.
@@ -244,19 +261,20 @@ func (p *polls) charged(q fsm.Process) (gone fsm.ProcessGone, ok bool) {
 		return gone, false
 	}
 	gone.Process = q
-	for f := range t.fences {
-		if len(gone.Fences) < maxReport {
+	meant := t.meant()
+	for f, since := range t.fences {
+		if len(gone.Fences) < maxReport && since.Before(meant) {
 			gone.Fences = append(gone.Fences, f)
 		}
 	}
-	for k := range t.tickets {
-		if len(gone.Tickets) < maxReport {
+	for k, since := range t.tickets {
+		if len(gone.Tickets) < maxReport && since.Before(meant) {
 			gone.Tickets = append(gone.Tickets, k)
 		}
 	}
 	slices.Sort(gone.Fences)
 	slices.Sort(gone.Tickets)
-	return gone, true
+	return gone, len(gone.Fences)+len(gone.Tickets) > 0
 }
 
 // scan takes in the table, at the term's beginning and after nodes have gone.
@@ -372,7 +390,8 @@ func (p *polls) process(q fsm.Process) *polled {
 	}
 	t := &polled{
 		process: q, host: h, place: len(p.ring),
-		fences: make(map[fsm.Fence]struct{}), tickets: make(map[fsm.Ticket]struct{}),
+		fences: make(map[fsm.Fence]time.Time), tickets: make(map[fsm.Ticket]time.Time),
+		dead: make(map[netip.Addr]time.Time),
 	}
 	p.all[q] = t
 	p.ring = append(p.ring, t)
@@ -381,15 +400,17 @@ func (p *polls) process(q fsm.Process) *polled {
 }
 
 func (p *polls) addFence(q fsm.Process, f fsm.Fence) {
-	if t := p.process(q); t != nil {
-		t.fences[f] = struct{}{}
+	if t := p.process(q); t != nil && p.fences[f] != t {
+		p.dropFence(f)
+		t.fences[f] = time.Now()
 		p.fences[f] = t
 	}
 }
 
 func (p *polls) addTicket(q fsm.Process, k fsm.Ticket) {
-	if t := p.process(q); t != nil {
-		t.tickets[k] = struct{}{}
+	if t := p.process(q); t != nil && p.tickets[k] != t {
+		p.dropTicket(k)
+		t.tickets[k] = time.Now()
 		p.tickets[k] = t
 	}
 }

@@ -175,7 +175,7 @@ func TestSimulatedPolls(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)
 		remotes := make(map[string][]*echo)
-		none := &mortality{dead: make(map[pidprobe.Process]bool), tell: make(map[pidprobe.Process]func(pidprobe.Process))}
+		none := newMortality()
 		var mu sync.Mutex
 		s.configure = func(c *Config) {
 			c.Host, c.PidstatPort = c.Name, 0
@@ -429,6 +429,24 @@ func TestAnswersMustFit(t *testing.T) {
 	expect(b, 5)
 	expect(a, 5, one)
 	expect(c, 5, two)
+
+	// What is new may be another process's, which has the number since.
+	charged := func(q fsm.Process, want ...fsm.Fence) {
+		t.Helper()
+		if gone, _ := p.charged(q); !slices.Equal(gone.Fences, want) {
+			t.Errorf("%v takes %v with it, want %v", q, gone.Fences, want)
+		}
+	}
+	charged(one)
+	p.all[one].fences[1] = time.Now().Add(-2 * pollFresh)
+	p.all[two].fences[2] = time.Now().Add(-2 * pollFresh)
+	hold(one, 4)
+	charged(one, 1)
+	charged(two, 2)
+	p.all[two].dead[b] = time.Now().Add(-3 * pollFresh) // it lives there now
+	expect(c, 5, two)
+	charged(two)
+	p.note([]fsm.Event{{Kind: fsm.EventReleased, Fence: 4}})
 	p.all[one].asked = time.Now().Add(-2 * pollFresh)
 	expect(a, 5) // too late
 

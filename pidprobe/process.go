@@ -81,6 +81,29 @@ func Lookup(pid int32) (Process, error) {
 	return p, nil
 }
 
+// Identify completes a process of which the number alone is known with the start time
+// of the one that has that number now. Of p as it is given it returns [ErrPID],
+// [ErrDead] if it has ended, and [ErrUnsure] if the start time cannot be read.
+func Identify(p Process) (Process, error) {
+	switch {
+	case p.PID < 1:
+		return p, ErrPID
+	case p.ofAnotherBoot():
+		return p, ErrDead
+	case p.Start != 0:
+		return p, nil
+	}
+	st, ok := readStat(p.PID)
+	switch {
+	case ok && !st.dead && st.start != 0: // it is 0 for what the kernel has started at once
+		p.Start = st.start
+		return p, nil
+	case Check(p) == Dead:
+		return p, ErrDead
+	}
+	return p, ErrUnsure
+}
+
 // Check says whether a process of this host lives.
 func Check(p Process) Verdict {
 	if p.PID < 1 {

@@ -198,6 +198,29 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestIdentify(t *testing.T) {
+	c := start(t, "cat")
+	p := c.lookup()
+	started := Process{Host: "h", PID: p.PID, Start: 1}
+	booted := Process{Host: "h", PID: p.PID, Start: p.Start, Boot: "00000000-0000-0000-0000-000000000000"}
+	same := func(when string, p, want Process, bad error) {
+		t.Helper()
+		if got, err := Identify(p); got != want || !errors.Is(err, bad) || (err == nil) != (bad == nil) {
+			t.Errorf("%s: %+v, %v; want %+v, %v", when, got, err, want, bad)
+		}
+	}
+	bare := Process{Host: "h", PID: p.PID}
+	same("by number", bare, Process{Host: "h", PID: p.PID, Start: p.Start}, nil)
+	same("by number and boot", Process{PID: p.PID, Boot: p.Boot}, p, nil)
+	same("with a start time, whatever it is", started, started, nil)
+	same("of another boot", booted, booted, ErrDead)
+	same("no process", Process{}, Process{}, ErrPID)
+	c.zombie()
+	same("a zombie", bare, bare, ErrDead)
+	c.reap()
+	same("reaped", bare, bare, ErrDead)
+}
+
 // ps shows it as defunct, but it can act.
 func TestProcessWithoutFirstThreadLives(t *testing.T) {
 	c := startSelf(t, "headless")

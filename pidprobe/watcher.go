@@ -136,6 +136,9 @@ func (w *Watcher) Watch(p Process) error {
 	return nil
 }
 
+// Identify is [Identify].
+func (w *Watcher) Identify(p Process) (Process, error) { return Identify(p) }
+
 // Unwatch ends a watch. A death that is just being reported may still be.
 func (w *Watcher) Unwatch(p Process) {
 	w.mu.Lock()

@@ -2,9 +2,9 @@ package systest
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,6 +100,75 @@ func TestALeaseEndsAfterAllThatItIsFor(t *testing.T) {
 	t.Run(c.name, c.run)
 }
 
+// lockersh is killed at moments around that at which it gets the lock and the command
+// begins. Neither the command nor what it has started is alive when the next one
+// begins, nor begins later.
+func TestKilledAroundItsGrant(t *testing.T) {
+	const kills = 30
+	f := start(t, farm.Options{Servers: 3})
+	for _, c := range []struct {
+		name   string
+		queued bool // behind a lock that is released then, and before the next one
+		lease  bool
+	}{
+		{"from_its_start", false, false},
+		{"from_the_release", true, false},
+		{"from_the_release_with_a_lease", true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			begun, least := 0, time.Duration(math.MaxInt64)
+			var span time.Duration // in which it gets as far as the command, and a little more
+			for i := range kills {
+				at, lock, dir := f.Nodes[i%3], fmt.Sprintf("%s%d-%d", c.name, i, os.Getpid()), t.TempDir()
+				args := []string{lockersh, "--dhost", at.Host, "--port", fmt.Sprint(at.Port), "--lock", lock}
+				// What it starts has the anchor, and ends by itself: without a lease nobody ends it.
+				script := `setsid -f "$1" alive "$2/session" 0.1s; exec "$1" alive "$2/command" 60s`
+				if c.lease {
+					args = append(args, "--lease", lease.String())
+					script = `setsid -f "$1" alive "$2/closed" 60s bare; ` + script
+				}
+				args = append(args, "--", "sh", "-c", script, "sh", beat(t), dir)
+
+				var n *next
+				kill := func(sh *command, from time.Duration) {
+					if i == 0 {
+						await(t, granted, "the command", func() error {
+							_, err := os.Stat(filepath.Join(dir, "command"))
+							return err
+						})
+						span = max(30*time.Millisecond, 3*(bootTime(t)-from)/2)
+					} else {
+						time.Sleep(from + span*time.Duration(i-1)/(kills-2) - bootTime(t))
+					}
+					sh.kill()
+				}
+				if c.queued {
+					first := hello(t, at.Client())
+					must(t, first.lock("first", lock, granted))
+					sh := startProgram(t, at, args...)
+					awaitWaiters(t, at, lock, 1)
+					n = startNext(t, f.Nodes[(i+1)%3], lock, dir)
+					awaitWaiters(t, at, lock, 2)
+					from := bootTime(t)
+					must(t, first.unlock("first", lock, granted))
+					kill(sh, from)
+				} else {
+					from := bootTime(t)
+					kill(startProgram(t, at, args...), from)
+					n = startNext(t, f.Nodes[(i+1)%3], lock, dir)
+				}
+				if margin := n.margin(t, dir, n.began(t)); margin < math.MaxInt64 {
+					begun, least = begun+1, min(least, margin)
+				}
+			}
+			t.Logf("%d of %d commands had begun, killed within %v; the next one began %v after the last sign of life at least", begun, kills, span, least)
+			if begun == kills {
+				t.Error("no kill came before the command")
+			}
+		})
+	}
+}
+
 // leaseTest is one way to lose a lock with a lease.
 type leaseTest struct {
 	name      string
@@ -118,6 +187,7 @@ func (c leaseTest) run(t *testing.T) {
 	lock := fmt.Sprintf("%s-%d", c.name, os.Getpid())
 	h := startFamily(t, c, lock)
 	n := startNext(t, c.waits, lock, h.dir)
+	awaitWaiters(t, c.waits, lock, 1)
 	acted := bootTime(t)
 	must(t, c.act(h))
 	began := n.began(t)
@@ -242,22 +312,31 @@ func startNext(t *testing.T, at *farm.Node, lock, dir string) *next {
 	t.Helper()
 	n := &next{command: startProgram(t, at, lockersh, "--dhost", at.Host, "--port", fmt.Sprint(at.Port), "--lock", lock,
 		"--", beat(t), "next", dir, stay.String())}
-	await(t, granted, "the next one to wait", func() error {
+	return n
+}
+
+func awaitWaiters(t *testing.T, at *farm.Node, lock string, many int) {
+	t.Helper()
+	await(t, granted, fmt.Sprintf("%d to wait for %s", many, lock), func() error {
 		text, err := ask(at.Client(), "proto 2\nHOLDS", granted)
 		if err != nil {
 			return err
 		}
+		found := 0
 		for line := range strings.Lines(text) {
 			if strings.HasPrefix(line, "waiter ") && strings.Contains(line, `"`+lock+`"`) {
-				return nil
+				found++
 			}
 		}
-		return fmt.Errorf("it is not in %q", text)
+		if found != many {
+			return fmt.Errorf("%d of them in %q", found, text)
+		}
+		return nil
 	})
-	return n
 }
 
-// began waits for the end of the next one, and returns when it began.
+// began waits for the end of the next one, and returns when it began. How its own
+// lockersh ends is not what is asked here.
 func (n *next) began(t *testing.T) (at time.Duration) {
 	t.Helper()
 	timer := time.AfterFunc(lease+late+elected+granted, func() { _ = n.Process.Kill() })
@@ -272,12 +351,12 @@ func (n *next) began(t *testing.T) (at time.Duration) {
 			at = time.Duration(ns)
 		case "alive":
 			n.alive = append(n.alive, rest)
-		default:
-			err = errors.Join(err, fmt.Errorf("it says %q", line))
+		case "beat:":
+			t.Errorf("the next one: %q", line)
 		}
 	}
-	if err != nil || at == 0 {
-		t.Fatalf("the next one: %v, %q", err, n.log.String())
+	if at == 0 {
+		t.Fatalf("the next one has not begun: %v, %q", err, n.log.String())
 	}
 	return at
 }
@@ -288,7 +367,7 @@ func (n *next) margin(t *testing.T, dir string, began time.Duration) time.Durati
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
 	must(t, err)
-	least := time.Duration(1<<63 - 1)
+	least := time.Duration(math.MaxInt64)
 	for _, file := range files {
 		b, err := os.ReadFile(file)
 		must(t, err)

@@ -322,3 +322,52 @@ func (m *mourners) hold(ctx context.Context, p *process, i int, lock string) err
 		return w.grant(user, granted)
 	})
 }
+
+// Old clients give no start time. The number of one that has died is given to another
+// process at once, which takes a lock of its own: it must not lose that by the death
+// of the first, in whatever order the node hears of the two.
+func TestAnOldClientsReusedNumber(t *testing.T) {
+	t.Parallel()
+	if !inside(t, syscall.CLONE_NEWPID|syscall.CLONE_NEWNS) {
+		return
+	}
+	ownProc(t)
+	f := start(t, farm.Options{})
+	n := f.Nodes[0]
+	at := n.Client()
+	lock := func(user, lock string, pid int) string {
+		return fmt.Sprintf("user %s\nlocks %s\nblock 0\ntimeout 0\nautounlock 1\npid %d\nhostname %s\nLOCK\n\n", user, lock, pid, n.Hostname())
+	}
+	for i := range 6 {
+		one, two := fmt.Sprint("one", i), fmt.Sprint("two", i)
+		first := sleeper(t, n)
+		pid := first.Process.Pid
+		holder, second := connect(t, at), connect(t, at)
+		must(t, holder.send("%s", lock("first", one, pid)))
+		must(t, holder.grant("first", granted))
+		waiter := queued(t, at, "next", one, "first")
+		stopped := i%2 == 0 // it hears of the death and of the lock at the same time
+		if stopped {
+			must(t, n.Signal(syscall.SIGSTOP))
+		}
+		first.kill()
+		// Start times count in hundredths of a second.
+		time.Sleep(20 * time.Millisecond)
+		other := numbered(t, n, pid)
+		must(t, second.send("%s", lock("second", two, pid)))
+		if stopped {
+			must(t, n.Signal(syscall.SIGCONT))
+		}
+		must(t, second.grant("second", granted))
+		must(t, waiter.grant("next", granted))
+		third := queued(t, at, "third", two, "second")
+		third.silent(t, "third")
+		// Nor by an old client's word on the first.
+		if _, err := ask(at, fmt.Sprintf("DEAD_PID %s %d", n.Hostname(), pid), granted); err != nil {
+			t.Fatal(err)
+		}
+		heldBy(t, at, two, "second")
+		other.kill()
+		must(t, third.grant("third", granted))
+	}
+}

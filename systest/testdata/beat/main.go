@@ -65,7 +65,8 @@ func alive(path string, until int64, bare bool) error {
 		return err
 	}
 	var stamp [8]byte
-	for at := now(); at < until; at = now() {
+	for at := int64(0); at < until; {
+		at = now()
 		binary.NativeEndian.PutUint64(stamp[:], uint64(at))
 		if _, err := f.WriteAt(stamp[:], 0); err != nil {
 			return err
@@ -78,7 +79,8 @@ func alive(path string, until int64, bare bool) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return nil
+	// The kernel may close what we have inherited before it does this.
+	return unix.Flock(int(f.Fd()), unix.LOCK_UN)
 }
 
 // closeAll closes what was inherited, and nothing that the runtime has opened.
