@@ -127,6 +127,9 @@ func (o *options) build(ctx context.Context) (string, error) {
 	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, patches, o.race)
 }
 
+// buildPrefix begins the names of directories with patched copies of sources.
+const buildPrefix = run.Prefix + "build-"
+
 // build builds lockerd with some patches.
 func build(ctx context.Context, dir, name string, patches []overlay.Patch, race bool) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
@@ -134,7 +137,7 @@ func build(ctx context.Context, dir, name string, patches []overlay.Patch, race 
 		return "", fmt.Errorf("find the source tree (go list -m): %w; or give a --lockerd", err)
 	}
 	root := strings.TrimSpace(string(out))
-	path, err := filepath.Abs(filepath.Join(dir, name)) // the overlay's files, too, are named from the root
+	path, err := filepath.Abs(filepath.Join(dir, name))
 	if err != nil {
 		return "", err
 	}
@@ -143,7 +146,13 @@ func build(ctx context.Context, dir, name string, patches []overlay.Patch, race 
 		args = append(args, "-race")
 	}
 	if len(patches) > 0 {
-		more, err := overlay.Write(ctx, root, path+".overlay", patches)
+		// Not in the source tree, where other tools would find the copies.
+		tmp, err := os.MkdirTemp("", buildPrefix)
+		if err != nil {
+			return "", fmt.Errorf("build %s: %w", name, err)
+		}
+		defer os.RemoveAll(tmp)
+		more, err := overlay.Write(ctx, root, filepath.Join(tmp, "o"), patches)
 		if err != nil {
 			return "", err
 		}

@@ -15,6 +15,9 @@ import (
 	"github.com/lockerd/lockerd/jepsen/run"
 )
 
+// longestBuild is how long a build may take that is still under way.
+const longestBuild = time.Hour
+
 // manyRuns bounds the arguments of commands that take stored runs.
 const manyRuns = 1 << 20
 
@@ -100,8 +103,11 @@ func cmdSweep(_ context.Context, args []string, out io.Writer) (int, error) {
 		if err != nil || run.Alive(dir) || time.Since(info.ModTime()) < time.Minute {
 			continue // a run is in it, or about to begin
 		}
-		// It fails for what is not ours: ours are empty.
-		if os.Remove(dir) == nil {
+		remove := os.Remove // fails for what is not ours: ours are empty
+		if strings.HasPrefix(filepath.Base(dir), buildPrefix) && time.Since(info.ModTime()) > longestBuild {
+			remove = os.RemoveAll
+		}
+		if remove(dir) == nil {
 			fmt.Fprintf(out, "%s: removed\n", dir)
 		}
 	}
