@@ -16,6 +16,7 @@ func TestRegressions(t *testing.T) {
 		"double-grant":  "holds exclude each other",
 		"false-death":   "no hold is lost",
 		"follower-read": check.Linearizable,
+		"ghost-place":   "nothing is left behind",
 		"last-come":     "first come, first served",
 		"late-lock":     "nothing is left behind",
 		"no-fsync":      "fences are unique",
