@@ -37,12 +37,6 @@ var Brisk = Rhythm{
 	ShortestPause: 500 * time.Millisecond, LongestPause: 2 * time.Second,
 }
 
-// Long is for faults that must outlast an election.
-var Long = Rhythm{
-	Shortest: 3 * time.Second, Longest: 5 * time.Second,
-	ShortestPause: 500 * time.Millisecond, LongestPause: 1500 * time.Millisecond,
-}
-
 // Schedule spreads faults of the kinds over total, one after the other. All kinds
 // come up before one comes up again.
 func Schedule(seed uint64, kinds []string, total time.Duration, r Rhythm) []Fault {

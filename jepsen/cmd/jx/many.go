@@ -171,6 +171,9 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 		if err != nil {
 			return exitHarness, err
 		}
+		if code == exitHarness {
+			return code, nil // it has said why
+		}
 		runs++
 		if s, err := run.LoadSummary(o.Store); err == nil {
 			sum.Add(s)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/jepsen/check"
-	"github.com/lockerd/lockerd/jepsen/gen"
 	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/overlay"
 	"github.com/lockerd/lockerd/jepsen/run"
@@ -70,9 +69,6 @@ func catch(ctx context.Context, o options, m overlay.Mutant, out io.Writer) (boo
 	o.Workload, o.Nemesis, o.Nodes, o.Clocks = m.Workload, m.Nemesis, m.Nodes, true
 	if m.Rate > 0 {
 		o.Rate = m.Rate
-	}
-	if m.Long {
-		o.Rhythm = gen.Long
 	}
 	var spent time.Duration
 	for spent < catchTime {
