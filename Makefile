@@ -1,5 +1,6 @@
 # make        builds every program into bin/
 # make test   is what a change has to pass
+# make jepsen breaks real clusters on purpose, for about two minutes, as root
 
 VERSION     ?= 2.0
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
@@ -7,7 +8,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 3s
 
 # Plain go build and go test only: whatever is here can be typed by hand.
-.PHONY: build test lint race sim fuzz demo bench clean
+.PHONY: build test lint race sim fuzz jepsen demo bench clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/ ./cmd/...
@@ -28,6 +29,10 @@ sim:
 
 fuzz:
 	scripts/fuzz $(FUZZTIME)
+
+jepsen:
+	go build -o bin/jx ./jepsen/cmd/jx
+	bin/jx ci
 
 demo: build
 	scripts/demo

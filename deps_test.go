@@ -67,9 +67,10 @@ var layers = map[string]layer{
 		modules: []string{"github.com/spf13/pflag"},
 		why:     "it reads command lines, whatever they are for",
 	},
-	"jepsen": {
-		ours:    []string{"client"},
-		modules: []string{"github.com/anishathalye/porcupine", "golang.org/x/sys"},
+	"jepsen": {why: "it is the description of what is below it"},
+	"jepsen/cmd/jx": {
+		ours:    []string{"jepsen/..."},
+		modules: []string{"github.com/spf13/pflag", "golang.org/x/sys"},
 		why:     "a checker must not share code with what it checks",
 	},
 	"jepsen/...": {

@@ -1,0 +1,172 @@
+package check
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/lockerd/lockerd/jepsen/history"
+)
+
+// audit is what the event streams of all servers say together.
+type audit struct {
+	grants map[uint64]history.Event // by fence, first seen
+	ends   map[uint64]history.Event // by fence, first seen
+	// complete says that every fence ever given out was seen: what is not here
+	// was not granted.
+	complete bool
+	missing  int
+}
+
+func newAudit(events []history.Event, last uint64) *audit {
+	a := &audit{grants: map[uint64]history.Event{}, ends: map[uint64]history.Event{}}
+	for _, e := range events {
+		m := a.grants
+		switch e.Kind {
+		case "released":
+			m = a.ends
+		case "granted":
+		default:
+			continue
+		}
+		if o, ok := m[e.Fence]; !ok || e.Time < o.Time {
+			m[e.Fence] = e
+		}
+	}
+	for f := uint64(1); f <= last; f++ {
+		if _, ok := a.grants[f]; !ok {
+			a.missing++
+		}
+	}
+	a.complete = a.missing == 0
+	return a
+}
+
+// of lists what a user was granted.
+func (a *audit) of(user string) []history.Event {
+	var all []history.Event
+	for _, e := range a.grants {
+		if e.Owner == user {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(x, y history.Event) int { return int(x.Fence) - int(y.Fence) })
+	return all
+}
+
+// streams: the servers tell one story. Each tells of rising fences, all tell the
+// same of one fence. (A1, T5)
+func streams(events []history.Event, a *audit) Result {
+	r := Result{Check: "servers tell one story", Verdict: Pass}
+	last := map[string]uint64{}
+	for _, e := range events {
+		if e.Gap {
+			delete(last, e.Node) // it may begin with what was told before
+			continue
+		}
+		r.Looked++
+		switch e.Kind {
+		case "granted":
+			if e.Fence <= last[e.Node] {
+				r.problem(0, "%s tells of fence %d after %d", e.Node, e.Fence, last[e.Node])
+			}
+			last[e.Node] = e.Fence
+			if o := a.grants[e.Fence]; story(o) != story(e) {
+				r.problem(0, "of fence %d %s tells %s, and %s tells %s", e.Fence, o.Node, story(o), e.Node, story(e))
+			}
+		case "released":
+			if o := a.ends[e.Fence]; story(o) != story(e) {
+				r.problem(0, "of fence %d %s tells %s, and %s tells %s", e.Fence, o.Node, story(o), e.Node, story(e))
+			}
+		}
+	}
+	return r
+}
+
+func story(e history.Event) string {
+	return fmt.Sprintf("%s %v %s %s %s %s @%d", e.Kind, e.Locks, e.Owner, e.Mode, e.Cause, e.By, e.At)
+}
+
+// acknowledged: what clients were told is what servers did. (A2)
+func acknowledged(pairs []history.Pair, a *audit) Result {
+	r := Result{Check: "what was told was done", Verdict: Pass}
+	for _, p := range pairs {
+		if !granted(p) {
+			continue
+		}
+		e, ok := a.grants[p.Return.Fence]
+		switch {
+		case !ok && a.complete:
+			r.problem(p.Return.Index, "op %d: %s was granted fence %d, which the cluster has never given out", p.Return.Index, p.Call.Owner, p.Return.Fence)
+		case !ok:
+			continue // it may have been told while nobody listened
+		case e.Owner != p.Call.Owner || !slices.Equal(e.Locks, p.Return.Locks):
+			r.problem(p.Return.Index, "op %d: fence %d was granted to %s for %v, and the servers say %s", p.Return.Index, p.Return.Fence, p.Call.Owner, p.Return.Locks, story(e))
+		case e.Time < p.Call.Time:
+			r.problem(p.Return.Index, "op %d: fence %d was granted at %v, before %s asked at %v", p.Return.Index, p.Return.Fence, e.Time, p.Call.Owner, p.Call.Time)
+		}
+		r.Looked++
+	}
+	return r
+}
+
+// queue: who waits for one exclusive lock is served in the order of the places in
+// its queue, as long as it waits. A stream is believed where it has no gap; what it
+// says was checked to be what all say. A node that got a snapshot has skipped what is
+// in it, as its fences and tickets show.
+func queue(in Input, a *audit) Result {
+	r := Result{Check: "first come, first served", Verdict: Pass}
+	type wait struct{ ticket uint64 }
+	type spot struct{ node, lock string }
+	waiting := map[spot][]wait{}
+	fence, ticket := map[string]uint64{}, map[string]uint64{}
+	forget := func(node string) {
+		for s := range waiting {
+			if s.node == node {
+				delete(waiting, s)
+			}
+		}
+	}
+	for _, e := range in.Events {
+		if e.Gap {
+			forget(e.Node)
+			delete(fence, e.Node)
+			delete(ticket, e.Node)
+			continue
+		}
+		if e.Kind == "granted" && skips(fence, e.Node, e.Fence) || e.Kind == "queued" && skips(ticket, e.Node, e.Ticket) {
+			forget(e.Node)
+		}
+		if len(e.Locks) != 1 || e.Mode != "exclusive" {
+			// Other requests may pass each other lawfully: any-of takes another lock.
+			continue
+		}
+		s := spot{e.Node, e.Locks[0]}
+		q := waiting[s]
+		i := slices.IndexFunc(q, func(w wait) bool { return w.ticket == e.Ticket })
+		switch e.Kind {
+		case "queued":
+			waiting[s] = append(q, wait{e.Ticket})
+		case "withdrawn", "superseded":
+			if i >= 0 && (e.Kind == "withdrawn" || e.Cause != "") {
+				waiting[s] = slices.Delete(q, i, i+1)
+			}
+		case "granted":
+			r.Looked++
+			// A lower ticket may be of one that waits for another lock as well.
+			if len(q) > 0 && (e.Ticket == 0 || e.Ticket > q[0].ticket) {
+				r.problem(0, "%s: %s gave fence %d to ticket %d of %s, while ticket %d waited since before", e.Locks[0], e.Node, e.Fence, e.Ticket, e.Owner, q[0].ticket)
+			}
+			if i >= 0 {
+				waiting[s] = slices.Delete(q, i, i+1)
+			}
+		}
+	}
+	return r
+}
+
+// skips says whether a number is not the next one of its node.
+func skips(last map[string]uint64, node string, n uint64) bool {
+	was := last[node]
+	last[node] = n
+	return was != 0 && n != was+1
+}

@@ -1,0 +1,121 @@
+package check
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/lockerd/lockerd/jepsen/history"
+)
+
+// Verdict is what a check says.
+type Verdict string
+
+const (
+	Pass      Verdict = "pass"
+	Fail      Verdict = "fail"
+	Undecided Verdict = "undecided"
+)
+
+// Result is the outcome of one check.
+type Result struct {
+	Check    string   `json:"check"`
+	Verdict  Verdict  `json:"verdict"`
+	Looked   int      `json:"looked"` // at how many things; a check that saw none passes nothing
+	Problems []string `json:"problems,omitempty"`
+	More     int      `json:"more,omitempty"`  // problems beyond those listed
+	First    int      `json:"first,omitempty"` // index of the operation at fault, for pictures
+}
+
+// maxProblems are listed; the others are counted.
+const maxProblems = 5
+
+func (r *Result) problem(index int, format string, args ...any) {
+	r.Verdict = Fail
+	if len(r.Problems) >= maxProblems {
+		r.More++
+		return
+	}
+	if r.First == 0 {
+		r.First = index
+	}
+	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+}
+
+// Input is a run as it was recorded.
+type Input struct {
+	Ops    []history.Op
+	Events []history.Event
+	End    End
+}
+
+// End is what was found after everything had been healed and all clients had
+// stopped.
+type End struct {
+	Workload string        `json:"workload"`
+	Loses    bool          `json:"loses,omitempty"` // holds may end without their owners' doing
+	Guard    bool          `json:"guard,omitempty"`
+	Hasten   float64       `json:"hasten,omitempty"`  // servers' clocks ran up to so much faster than ours; 0 is 1
+	Nemesis  bool          `json:"nemesis,omitempty"` // faults were asked for
+	Healed   time.Duration `json:"healed"`            // when the last fault was healed
+	Recover  time.Duration `json:"recover"`           // from then until all nodes served; 0 = never
+	Fence    uint64        `json:"fence"`             // the last one given out
+	Kept     []string      `json:"kept,omitempty"`    // users that hold or wait though they are gone
+	Digests  []Digest      `json:"digests,omitempty"`
+	Set      []int         `json:"set,omitempty"`   // in the register
+	Ended    []string      `json:"ended,omitempty"` // processes that ended by themselves
+	Logs     []string      `json:"logs,omitempty"`  // lines of panics and races
+	Agree    bool          `json:"agree"`           // the digests were compared at one index
+}
+
+// least is the shortest time that a span of the servers' clocks may take.
+func (e End) least(span time.Duration) time.Duration {
+	return time.Duration(float64(span) / max(e.Hasten, 1))
+}
+
+// Digest is a node's table at a place in the log.
+type Digest struct {
+	Node   string `json:"node"`
+	Index  uint64 `json:"index"`
+	Digest string `json:"digest"`
+}
+
+// needed is how many of the checks, the first ones, must have seen something.
+const needed = 3
+
+// All runs every check that makes sense for the workload.
+func All(in Input) []Result {
+	a := newAudit(in.Events, in.End.Fence)
+	pairs := history.Pairs(in.Ops)
+	results := []Result{
+		fences(pairs), streams(in.Events, a), faults(in), order(pairs), reuse(pairs), exclusion(in, pairs),
+		losses(in, pairs, a), acknowledged(pairs, a),
+		queue(in, a), digests(in.End), leftovers(in.End), recovery(in, pairs), starved(pairs), refusals(in, pairs), processes(in.End),
+	}
+	for i := range results[:needed] {
+		if results[i].Looked == 0 && results[i].Verdict == Pass {
+			results[i].Verdict = Undecided
+			results[i].Problems = []string{"there was nothing to look at"}
+		}
+	}
+	if in.End.Workload == "set" || in.End.Workload == "fenced" {
+		results = append(results, set(in, pairs))
+	}
+	if modelled(pairs) {
+		results = append(results, linearizable(in, pairs, a))
+	}
+	return results
+}
+
+// Overall is fail if any check failed, else undecided if any is.
+func Overall(results []Result) Verdict {
+	v := Pass
+	for _, r := range results {
+		if r.Verdict == Fail {
+			return Fail
+		}
+		if r.Verdict == Undecided {
+			v = Undecided
+		}
+	}
+	return v
+}

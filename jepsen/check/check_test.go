@@ -1,0 +1,244 @@
+package check
+
+import (
+	"testing"
+	"time"
+
+	"github.com/lockerd/lockerd/jepsen/history"
+)
+
+// script tells a history, a step a millisecond.
+type script struct {
+	ops    []history.Op
+	events []history.Event
+	end    End
+	now    time.Duration
+}
+
+func tell() *script {
+	return &script{end: End{
+		Workload: "mutex", Agree: true, Recover: time.Millisecond,
+		Digests: []Digest{{"n1", 9, "aa"}, {"n2", 9, "aa"}},
+	}}
+}
+
+func (s *script) add(op history.Op) {
+	s.now += time.Millisecond
+	op.Time, op.Index = s.now, len(s.ops)
+	s.ops = append(s.ops, op)
+}
+
+func (s *script) op(process int, t history.Type, f, lock, owner string, fence uint64) {
+	s.add(history.Op{Process: process, Type: t, F: f, Locks: []string{lock}, Owner: owner, Fence: fence})
+}
+
+// event tells of something on both nodes.
+func (s *script) event(kind, lock, owner string, fence uint64, cause string) {
+	s.now += time.Millisecond
+	for _, n := range []string{"n1", "n2"} {
+		s.events = append(s.events, history.Event{Time: s.now, Node: n, Kind: kind, Locks: []string{lock}, Owner: owner, Fence: fence, Mode: "exclusive", Cause: cause})
+	}
+	s.end.Fence = max(s.end.Fence, fence)
+}
+
+func (s *script) get(process int, owner string, fence uint64) {
+	s.op(process, history.Invoke, history.Acquire, "l", owner, 0)
+	s.event("granted", "l", owner, fence, "")
+	s.op(process, history.OK, history.Acquire, "l", owner, fence)
+}
+
+func (s *script) put(process int, owner string, fence uint64) {
+	s.op(process, history.Invoke, history.Release, "l", owner, fence)
+	s.event("released", "l", owner, fence, "owner")
+	s.op(process, history.OK, history.Release, "l", owner, fence)
+}
+
+func (s *script) results() []Result {
+	return All(Input{Ops: s.ops, Events: s.events, End: s.end})
+}
+
+func TestGoodHistoryPasses(t *testing.T) {
+	s := tell()
+	for f := uint64(1); f < 20; f++ {
+		s.get(int(f%3), "u", f)
+		s.put(int(f%3), "u", f)
+	}
+	for _, r := range s.results() {
+		if r.Verdict != Pass {
+			t.Errorf("%s: %s %v", r.Check, r.Verdict, r.Problems)
+		}
+	}
+}
+
+// Each check fails for what it is there for.
+func TestEachCheckCanFail(t *testing.T) {
+	for check, bad := range map[string]func(s *script){
+		"fences are unique": func(s *script) {
+			s.get(0, "a", 1)
+			s.put(0, "a", 1)
+			s.get(1, "b", 1)
+		},
+		"fences grow": func(s *script) {
+			s.get(0, "a", 2)
+			s.put(0, "a", 2)
+			s.get(1, "b", 1)
+		},
+		"what was released is over": func(s *script) {
+			s.get(0, "a", 1)
+			s.put(0, "a", 1)
+			s.put(0, "a", 1)
+		},
+		"holds exclude each other": func(s *script) {
+			s.get(0, "a", 1)
+			s.get(1, "b", 2)
+			s.put(0, "a", 1)
+		},
+		"no hold is lost": func(s *script) {
+			s.get(0, "a", 1)
+			s.event("released", "l", "a", 1, "process")
+		},
+		"servers tell one story": func(s *script) {
+			s.get(0, "a", 1)
+			s.events[1].Owner = "b"
+		},
+		"what was told was done": func(s *script) {
+			s.get(0, "a", 1)
+			s.events = nil
+			s.end.Fence = 0
+		},
+		"first come, first served": func(s *script) {
+			for _, ticket := range []uint64{1, 2} {
+				s.events = append(s.events, history.Event{Node: "n1", Kind: "queued", Locks: []string{"l"}, Mode: "exclusive", Ticket: ticket})
+			}
+			s.events = append(s.events, history.Event{Node: "n1", Kind: "granted", Locks: []string{"l"}, Mode: "exclusive", Ticket: 2, Fence: 1})
+		},
+		"replicas agree":         func(s *script) { s.end.Digests[1].Digest = "bb" },
+		"nothing is left behind": func(s *script) { s.end.Kept = []string{"a holds l"} },
+		"it recovers":            func(s *script) { s.end.Recover = 0 },
+		"nobody waits in vain": func(s *script) {
+			s.op(9, history.Invoke, history.Acquire, "l", "z", 0)
+			for f := range uint64(30) {
+				s.get(1, "a", f+1)
+				s.put(1, "a", f+1)
+			}
+			s.now += time.Minute
+			s.op(9, history.Info, history.Acquire, "l", "z", 0)
+		},
+		"nobody is refused": func(s *script) {
+			s.op(1, history.Invoke, history.Acquire, "l", "a", 0)
+			s.add(history.Op{Process: 1, Type: history.Fail, F: history.Acquire, Locks: []string{"l"}, Owner: "a", Error: "the disk is full"})
+		},
+		"no server breaks down": func(s *script) { s.end.Logs = []string{"panic: oh"} },
+		"linearizable (porcupine)": func(s *script) {
+			s.get(0, "a", 1)
+			s.add(history.Op{Process: 1, Type: history.Invoke, F: history.Read, Locks: []string{"l"}})
+			s.add(history.Op{Process: 1, Type: history.OK, F: history.Read, Locks: []string{"l"}, Owner: ""})
+			s.put(0, "a", 1)
+		},
+		"no element is lost": func(s *script) {
+			s.end.Workload = "set"
+			s.add(history.Op{Process: 1, Type: history.Invoke, F: history.Write, Value: "1"})
+			s.add(history.Op{Process: 1, Type: history.OK, F: history.Write, Value: "1"})
+		},
+	} {
+		s := tell()
+		bad(s)
+		found := false
+		for _, r := range s.results() {
+			if r.Check == check {
+				found = true
+				if r.Verdict != Fail {
+					t.Errorf("%s: %s", check, r.Verdict)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("no check is called %q", check)
+		}
+	}
+}
+
+// What a client was not told is learnt from the servers, and only from them all.
+func TestUnknownAcquire(t *testing.T) {
+	s := tell()
+	s.op(0, history.Invoke, history.Acquire, "l", "a", 0)
+	s.event("granted", "l", "a", 1, "")
+	s.op(0, history.Info, history.Acquire, "l", "a", 0)
+	s.op(1, history.Invoke, history.Acquire, "l", "b", 0)
+	s.op(1, history.OK, history.Acquire, "l", "b", 2) // while a has it, as the servers say
+	s.event("granted", "l", "b", 2, "")
+	if v := verdictOf(t, s, "linearizable (porcupine)"); v != Fail {
+		t.Errorf("a grant over a hold that only servers know: %s", v)
+	}
+	s.events = nil // then nobody knows whether a ever got it
+	if v := verdictOf(t, s, "linearizable (porcupine)"); v != Pass {
+		t.Errorf("an unknown acquire that may never have happened: %s", v)
+	}
+}
+
+func verdictOf(t *testing.T, s *script, check string) Verdict {
+	t.Helper()
+	for _, r := range s.results() {
+		if r.Check == check {
+			return r.Verdict
+		}
+	}
+	t.Fatalf("no check is called %q", check)
+	return ""
+}
+
+func TestUndecidedIsNoPass(t *testing.T) {
+	if v := Overall([]Result{{Verdict: Pass}, {Verdict: Undecided}}); v != Undecided {
+		t.Errorf("got %s", v)
+	}
+	if v := Overall([]Result{{Verdict: Undecided}, {Verdict: Fail}}); v != Fail {
+		t.Errorf("got %s", v)
+	}
+	s := tell()
+	s.end.Agree = false
+	if v := verdictOf(t, s, "replicas agree"); v != Undecided {
+		t.Errorf("digests that were never comparable: %s", v)
+	}
+}
+
+// A run in which nothing happened proves nothing.
+func TestNothingIsNoPass(t *testing.T) {
+	s := tell()
+	if v := Overall(s.results()); v == Pass {
+		t.Errorf("an empty history: %s", v)
+	}
+	s.get(0, "a", 1)
+	if v := Overall(s.results()); v != Pass {
+		t.Errorf("one grant: %s", v)
+	}
+	s.end.Nemesis = true
+	if v := Overall(s.results()); v != Undecided {
+		t.Errorf("no fault where there were to be some: %s", v)
+	}
+}
+
+// Holds that may end by a limit, a break or a death are certain until then only.
+func TestCertainHolds(t *testing.T) {
+	for name, c := range map[string]struct {
+		ends func(s *script)
+		want Verdict
+	}{
+		"not ended":      {func(*script) {}, Fail},
+		"limit over":     {func(s *script) { s.ops[0].Limit = 3 * time.Millisecond }, Pass},
+		"limit to come":  {func(s *script) { s.ops[0].Limit = time.Second }, Fail},
+		"limit hastened": {func(s *script) { s.ops[0].Limit, s.end.Hasten = 8*time.Millisecond, 4 }, Pass},
+		"broken":         {func(s *script) { s.op(5, history.Invoke, history.Break, "l", "", 0) }, Pass},
+		"another broken": {func(s *script) { s.op(5, history.Invoke, history.Break, "other", "", 0) }, Fail},
+		"process died":   {func(s *script) { s.op(0, history.Info, history.Death, "l", "a", 0) }, Pass},
+	} {
+		s := tell()
+		s.end.Loses = true
+		s.get(0, "a", 1)
+		s.now += 10 * time.Millisecond
+		c.ends(s)
+		s.get(1, "b", 2)
+		if v := verdictOf(t, s, "holds exclude each other"); v != c.want {
+			t.Errorf("%s: %s, want %s", name, v, c.want)
+		}
+	}
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestCommandLines(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		code int
+		says string // somewhere
+	}{
+		{"", exitUsage, "Usage: jx COMMAND"},
+		{"--help", exitPass, "Exit status:"},
+		{"run --help", exitPass, "--workload"},
+		{"dance", exitUsage, `no command "dance"`},
+		{"run --workload dance", exitUsage, `no workload "dance"`},
+		{"run --nemesis dance", exitUsage, `no fault "dance"`},
+		{"run --nodes 1 --nemesis partition", exitUsage, "nobody to cut it off from"},
+		{"run --time 1ms", exitUsage, "too short"},
+		{"run --nodes", exitUsage, "--nodes"},
+		{"run extra", exitUsage, "1 arguments"},
+		{"selftest dance", exitUsage, `no mutant "dance"`},
+		{"all --skip -1", exitUsage, "--skip -1"},
+		{"check", exitUsage, "0 arguments"},
+		{"check /nowhere", exitHarness, "/nowhere"},
+		{"replay /nowhere", exitHarness, "/nowhere"},
+		{"list", exitPass, "powerall"},
+	} {
+		var out, errs bytes.Buffer
+		code := dispatch(context.Background(), strings.Fields(c.args), &out, &errs)
+		if all := out.String() + errs.String(); code != c.code || !strings.Contains(all, c.says) {
+			t.Errorf("jx %s: status %d, want %d; it says %q, without %q", c.args, code, c.code, all, c.says)
+		}
+	}
+}
+
+// A stored history is judged again, with the status that belongs to its verdict.
+func TestCheckTellsByItsStatus(t *testing.T) {
+	dir := t.TempDir()
+	copyRun(t, "../../regressions/last-come", dir)
+	var out, errs bytes.Buffer
+	code := dispatch(context.Background(), []string{"check", dir}, &out, &errs)
+	if code != exitFail || !strings.Contains(out.String(), "first come, first served") {
+		t.Errorf("status %d, %s%s", code, out.String(), errs.String())
+	}
+}
+
+func copyRun(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+}

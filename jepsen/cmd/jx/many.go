@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/lockerd/lockerd/jepsen/gen"
+	"github.com/lockerd/lockerd/jepsen/nemesis"
+	"github.com/lockerd/lockerd/jepsen/run"
+	"github.com/lockerd/lockerd/jepsen/workload"
+)
+
+// job is a workload under a set of faults.
+type job struct {
+	workload string
+	nemesis  []string
+}
+
+// selection is what continuous integration runs. Together it has most kinds of
+// faults, and the workloads that see most.
+var selection = []job{
+	{workload: "mutex", nemesis: []string{"isolate", "partition", "oneway"}},
+	{workload: "mutex", nemesis: []string{"power", "powerall", "stall"}},
+	{workload: "set", nemesis: []string{"pause", "kill"}},
+	{workload: "autounlock", nemesis: []string{"kill", "flap", "clientcut"}},
+	{workload: "anyof", nemesis: []string{"restart", "loss"}},
+	{workload: "timeout", nemesis: []string{"clockjump", "clockrate", "killall"}},
+}
+
+// sets are the columns of the matrix.
+var sets = [][]string{
+	nil,
+	{"partition", "isolate", "ring"},
+	{"oneway", "reset"},
+	{"clientcut", "flap"},
+	{"loss", "slow"},
+	{"kill", "killall"},
+	{"pause", "pauselead", "pauseall"},
+	{"restart", "rolling"},
+	{"power", "powerall"},
+	{"stall", "full"},
+	{"clockjump", "clockrate"},
+	{"partition", "kill", "power", "pause", "clockjump"},
+}
+
+func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
+	fs := newFlags("ci", "[OPTION]...", out)
+	var o options
+	o.flags(fs)
+	if err := parse(fs, args, 0, 0); err != nil {
+		return exitPass, err
+	}
+	if !fs.Changed("time") {
+		o.Time = 9 * time.Second
+	}
+	o.Rhythm, o.snapshots = gen.Brisk, true
+	if !fs.Changed("race") {
+		o.race = true
+	}
+	if o.Seed == 0 {
+		// Of the commit, so that each is tested with another schedule, and again
+		// with the same one.
+		h := fnv.New32a()
+		fmt.Fprint(h, commit(ctx))
+		o.Seed = uint64(h.Sum32())
+	}
+	fmt.Fprintf(out, "seed %d, commit %s\n", o.Seed, commit(ctx))
+	return o.many(ctx, out, selection, true)
+}
+
+// briefRun is a run that is too short for faults that come at leisure.
+const briefRun = 30 * time.Second
+
+func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
+	fs := newFlags("all", "[OPTION]...", out)
+	var o options
+	o.flags(fs)
+	budget := fs.Duration("budget", 0, "begin no further run after so `long`; 0 for no limit")
+	skip := fs.Int("skip", 0, "leave the first `number` of runs out, as done before with the same seed")
+	onward := fs.Bool("keep-going", false, "go on after a run that did not pass")
+	if err := parse(fs, args, 0, 0); err != nil {
+		return exitPass, err
+	}
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64N(1 << 32)
+	}
+	if o.Time < briefRun {
+		o.Rhythm = gen.Brisk
+	}
+	var jobs []job
+	for _, w := range workload.All {
+		for _, n := range sets {
+			jobs = append(jobs, job{workload: w.Name, nemesis: n})
+		}
+	}
+	rand.New(rand.NewPCG(o.Seed, 0)).Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
+	if *skip < 0 || *skip > len(jobs) {
+		return exitUsage, usageError{fmt.Errorf("--skip %d of %d runs", *skip, len(jobs))}
+	}
+	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(jobs)-*skip)
+	jobs, o.Seed = jobs[*skip:], o.Seed+uint64(*skip)
+	if *budget > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *budget)
+		defer cancel()
+	}
+	return o.many(ctx, out, jobs, !*onward)
+}
+
+func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
+	fs := newFlags("soak", "[OPTION]...", out)
+	var o options
+	o.flags(fs)
+	total := fs.Duration("total", time.Hour, "how `long` in all; --time is the length of each run")
+	if err := parse(fs, args, 0, 0); err != nil {
+		return exitPass, err
+	}
+	if !fs.Changed("time") {
+		o.Time = 2 * time.Minute
+	}
+	if !fs.Changed("nodes") {
+		o.Nodes = 5
+	}
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64N(1 << 32)
+	}
+	fmt.Fprintf(out, "seed %d, commit %s\n", o.Seed, commit(ctx))
+	rng := rand.New(rand.NewPCG(o.Seed, 0))
+	var jobs []job
+	for range int(*total/(o.Time+10*time.Second)) + 1 {
+		jobs = append(jobs, job{workload: workload.All[rng.IntN(len(workload.All))].Name, nemesis: nemesis.Usual()})
+	}
+	ctx, cancel := context.WithTimeout(ctx, *total)
+	defer cancel()
+	return o.many(ctx, out, jobs, true)
+}
+
+// many does the runs one after the other, each with a seed of its own, and says
+// what they were in all. It begins none after ctx has ended.
+func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool) (int, error) {
+	seed, race := o.Seed, o.race
+	worst, runs := exitPass, 0
+	sum := run.Summary{Outcomes: map[string]int{}, Faults: map[string]int{}}
+	programs := map[bool]string{true: o.Binary, false: o.Binary} // with and without a clock that can be set
+	for i, j := range jobs {
+		if ctx.Err() != nil {
+			break
+		}
+		o.Workload, o.Nemesis, o.Seed = j.workload, j.nemesis, seed+uint64(i)
+		clock := slices.ContainsFunc(j.nemesis, nemesis.NeedsClock)
+		o.Binary, o.Clocks = programs[clock], clock
+		// A Go runtime with another clock and the race detector takes minutes to build.
+		o.race = race && !clock
+		// A run that has begun goes on when the time is over.
+		if err := o.prepare(context.WithoutCancel(ctx)); err != nil {
+			return exitHarness, err
+		}
+		programs[clock] = o.Binary
+		if err := o.Validate(); err != nil {
+			return exitHarness, err
+		}
+		code, err := oneTo(o.Config, out)
+		if err != nil {
+			return exitHarness, err
+		}
+		if code == exitHarness {
+			return code, nil // it has said why
+		}
+		runs++
+		if s, err := run.LoadSummary(o.Store); err == nil {
+			sum.Add(s)
+		}
+		if code != exitPass && (worst == exitPass || code == exitFail) {
+			worst = code
+		}
+		if code != exitPass && stop {
+			break
+		}
+	}
+	fmt.Fprintf(out, "%d runs, %d operations, %d faults %v, %d leader changes: %s\n",
+		runs, sum.Ops, total(sum.Faults), sum.Faults, sum.Leaders, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
+	if runs == 0 {
+		return exitUndecided, nil
+	}
+	return worst, keep(filepath.Join(o.root, "last.json"), sum)
+}
+
+// keep stores cumulative figures.
+func keep(path string, sum run.Summary) error {
+	b, err := json.MarshalIndent(sum, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}

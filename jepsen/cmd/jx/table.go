@@ -1,0 +1,67 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/lockerd/lockerd/jepsen/check"
+	"github.com/lockerd/lockerd/jepsen/run"
+)
+
+// cmdTable prints stored runs as a matrix in Markdown: workloads by faults, with the
+// seed of each run, in bold if it did not pass.
+func cmdTable(_ context.Context, args []string, out io.Writer) (int, error) {
+	fs := newFlags("table", "RUN...", out)
+	if err := parse(fs, args, 1, manyRuns); err != nil {
+		return exitPass, err
+	}
+	cells := map[string]map[string][]string{} // by faults and workload
+	workloads, commits := map[string]bool{}, map[string]bool{}
+	sum := run.Summary{Outcomes: map[string]int{}, Faults: map[string]int{}}
+	runs, passed := 0, 0
+	for _, dir := range fs.Args() {
+		c, err := run.LoadConfig(dir)
+		if err != nil {
+			return exitHarness, err
+		}
+		results, err := run.LoadResults(dir)
+		if err != nil {
+			continue // broken off
+		}
+		s, err := run.LoadSummary(dir)
+		if err != nil {
+			return exitHarness, err
+		}
+		sum.Add(s)
+		runs++
+		cell := fmt.Sprint(c.Seed)
+		if check.Overall(results) == check.Pass {
+			passed++
+		} else {
+			cell = "**" + cell + "**"
+		}
+		col := strings.Join(c.Nemesis, " ")
+		if cells[col] == nil {
+			cells[col] = map[string][]string{}
+		}
+		cells[col][c.Workload] = append(cells[col][c.Workload], cell)
+		workloads[c.Workload], commits[c.Commit] = true, true
+	}
+	rows := slices.Sorted(maps.Keys(workloads))
+	fmt.Fprintf(out, "| faults | %s |\n|---|%s\n", strings.Join(rows, " | "), strings.Repeat("---|", len(rows)))
+	for _, col := range slices.Sorted(maps.Keys(cells)) {
+		fmt.Fprintf(out, "| %s |", cmp.Or(col, "none"))
+		for _, w := range rows {
+			fmt.Fprintf(out, " %s |", strings.Join(cells[col][w], " "))
+		}
+		fmt.Fprintln(out)
+	}
+	fmt.Fprintf(out, "\n%d runs, %d passed; %d operations, %d faults, %d leader changes; commits %s.\n",
+		runs, passed, sum.Ops, total(sum.Faults), sum.Leaders, strings.Join(slices.Sorted(maps.Keys(commits)), ", "))
+	return exitPass, nil
+}

@@ -1,0 +1,191 @@
+package db
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/lockerd/lockerd/jepsen/disk"
+	"github.com/lockerd/lockerd/jepsen/netns"
+	"github.com/lockerd/lockerd/jepsen/proc"
+)
+
+// Ports of a node, the defaults of lockerd.
+const (
+	clientPort = "1751"
+	peerPort   = "1753"
+	gossipPort = "1754"
+	httpPort   = "1755"
+)
+
+// Options say what cluster to run.
+type Options struct {
+	Binary string
+	Nodes  int
+	Disks  string // directory of a tmpfs, for images and mount points
+	Logs   string // directory for what the nodes print
+}
+
+// Cluster is a number of nodes.
+type Cluster struct {
+	Nodes []*Node
+	net   *netns.Network
+}
+
+// Node is one lockerd with its host and its disk.
+type Node struct {
+	*proc.Proc
+	Host *netns.Host
+	Disk *disk.Disk
+	http string // the base of its HTTP port
+
+	clock string // the file that its clock is set by
+}
+
+// Client is the address of the node's client port.
+func (n *Node) Client() string { return net.JoinHostPort(n.Host.IP, clientPort) }
+
+// SetClock sets the node's clock, if it was built with one that can be set: the
+// rate of the monotonic clock, and the offset of the wall clock.
+func (n *Node) SetClock(rate float64, offset time.Duration) error {
+	// Whole at once: the node may read it at any moment.
+	next := n.clock + ".next"
+	if err := os.WriteFile(next, []byte(fmt.Sprintf("%g %v\n", rate, offset)), 0o600); err != nil {
+		return fmt.Errorf("set the clock of %s: %w", n.Name, err)
+	}
+	return os.Rename(next, n.clock)
+}
+
+// Start runs the node on its host.
+func (n *Node) Start() error { return n.Proc.Start(n.Host.Within) }
+
+// New makes hosts, disks and nodes, and starts the nodes.
+func New(o Options) (*Cluster, error) {
+	w, err := netns.New(o.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{net: w}
+	var join []string
+	for _, h := range w.Hosts() {
+		join = append(join, net.JoinHostPort(h.IP, gossipPort))
+	}
+	for i, h := range w.Hosts() {
+		name := fmt.Sprintf("n%d", i+1)
+		d, err := disk.New(o.Disks, name)
+		if err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+		args := []string{
+			"--name", name, "--data-dir", filepath.Join(d.Dir, "data"), "--host", h.IP, "--port", clientPort,
+			"--peer", net.JoinHostPort(h.IP, peerPort), "--gossip", net.JoinHostPort(h.IP, gossipPort),
+			"--http", net.JoinHostPort(h.IP, httpPort), "--advertise", h.IP, "--insecure",
+		}
+		if o.Nodes > 1 {
+			args = append(args, "--bootstrap-expect", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","))
+		}
+		clock := filepath.Join(o.Disks, name+".clock")
+		n := &Node{
+			clock: clock,
+			Proc:  &proc.Proc{Name: name, Path: o.Binary, Args: args, Env: []string{"JX_CLOCK=" + clock}, Log: filepath.Join(o.Logs, "lockerd-"+name+".log")},
+			Host:  h, Disk: d, http: "http://" + net.JoinHostPort(h.IP, httpPort),
+		}
+		c.Nodes = append(c.Nodes, n)
+		if err := n.Start(); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
+}
+
+// Close kills the nodes and unmounts their disks.
+func (c *Cluster) Close() error {
+	var errs []error
+	for _, n := range c.Nodes {
+		_ = n.Disk.Thaw() // a process that waits for its disk cannot end
+		n.Kill()
+		errs = append(errs, n.Disk.Close())
+	}
+	return errors.Join(append(errs, c.net.Close())...)
+}
+
+// Node finds a node by its name, nil if there is none.
+func (c *Cluster) Node(name string) *Node {
+	for _, n := range c.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// Leader is the node that leads with the highest term, as the nodes that answer
+// say of themselves; nil if none does.
+func (c *Cluster) Leader(ctx context.Context) (*Node, uint64) {
+	type answer struct {
+		n *Node
+		s Status
+	}
+	answers := make(chan answer, len(c.Nodes))
+	for _, n := range c.Nodes {
+		go func() {
+			s, err := n.Status(ctx, false)
+			if err != nil {
+				s = Status{}
+			}
+			answers <- answer{n, s}
+		}()
+	}
+	var lead *Node
+	var term uint64
+	for range c.Nodes {
+		if a := <-answers; a.s.Role == "leader" && a.s.Term > term {
+			lead, term = a.n, a.s.Term
+		}
+	}
+	return lead, term
+}
+
+// AwaitReady waits until every node can serve.
+func (c *Cluster) AwaitReady(ctx context.Context) error {
+	for _, n := range c.Nodes {
+		if err := n.AwaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pollEvery is the time between two looks at a condition.
+const pollEvery = 20 * time.Millisecond
+
+// AwaitReady waits until the node has read the newest table.
+func (n *Node) AwaitReady(ctx context.Context) error {
+	return await(ctx, n.Name+" to be ready", func() error {
+		if !n.Running() {
+			return fmt.Errorf("%s has ended: %s", n.Name, n.Exit())
+		}
+		return n.Ready(ctx)
+	})
+}
+
+func await(ctx context.Context, what string, check func() error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w: %w", what, context.Cause(ctx), err)
+		}
+	}
+}

@@ -1,0 +1,170 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// size of an image: well above what a node wants to keep free (64 MiB).
+const size = 192 << 20
+
+// filler is the file that fills a disk.
+const filler = "filler"
+
+// Disk is a file system in an image, mounted.
+type Disk struct {
+	Dir   string // where it is mounted
+	image string
+}
+
+// New makes a file system in dir and mounts it.
+func New(dir, name string) (*Disk, error) {
+	d := &Disk{Dir: filepath.Join(dir, name), image: filepath.Join(dir, name+".img")}
+	f, err := os.Create(d.image)
+	if err != nil {
+		return nil, fmt.Errorf("make a disk: %w", err)
+	}
+	err = errors.Join(f.Truncate(size), f.Close(), os.Mkdir(d.Dir, 0o700))
+	if err == nil {
+		// Nothing is kept in reserve for root, who is us, and no work is left to a
+		// kernel thread.
+		err = command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
+	}
+	if err == nil {
+		err = d.mount()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a disk: %w", err)
+	}
+	return d, nil
+}
+
+func (d *Disk) mount() error {
+	return command("mount", "-o", "loop,noatime", d.image, d.Dir)
+}
+
+// Close unmounts the disk.
+func (d *Disk) Close() error {
+	_ = d.Thaw() // it may not be frozen
+	return d.unmount()
+}
+
+// unmount waits until nobody uses the disk any more.
+func (d *Disk) unmount() error {
+	var err error
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if err = unix.Unmount(d.Dir, 0); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", d.Dir, err)
+	}
+	return nil
+}
+
+// Numbers of ioctl_xfs_goingdown(2), which ext4 has too, and ioctl_fsfreeze(2).
+const (
+	ioctlGoingDown = 0x8004587d
+	noLogFlush     = 2
+	ioctlFreeze    = 0xc0045877
+	ioctlThaw      = 0xc0045878
+)
+
+// PowerOff makes the file system forget what is not on its disk: every call on it
+// fails from now on. Whoever uses it must be stopped before, so that it sees
+// nothing of that, and be dead before PowerOn.
+func (d *Disk) PowerOff() error {
+	f, err := os.Open(d.Dir)
+	if err != nil {
+		return fmt.Errorf("power off %s: %w", d.Dir, err)
+	}
+	defer f.Close()
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), ioctlGoingDown, noLogFlush); err != nil {
+		return fmt.Errorf("power off %s: %w", d.Dir, err)
+	}
+	return nil
+}
+
+// PowerOn mounts the disk again; the kernel repairs it from its journal.
+func (d *Disk) PowerOn() error {
+	if err := d.unmount(); err != nil {
+		return err
+	}
+	return d.mount()
+}
+
+// Freeze makes all writes wait until Thaw.
+func (d *Disk) Freeze() error { return d.freezing(ioctlFreeze) }
+
+// Thaw ends Freeze. It is an error if the disk is not frozen.
+func (d *Disk) Thaw() error { return d.freezing(ioctlThaw) }
+
+func (d *Disk) freezing(request uint) error {
+	f, err := os.Open(d.Dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.IoctlSetInt(int(f.Fd()), request, 0)
+}
+
+// Fill leaves no space but so many bytes.
+func (d *Disk) Fill(left int64) error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(d.Dir, &s); err != nil {
+		return fmt.Errorf("fill %s: %w", d.Dir, err)
+	}
+	n := int64(s.Bavail)*s.Bsize - left
+	if n <= 0 {
+		return nil
+	}
+	f, err := os.Create(filepath.Join(d.Dir, filler))
+	if err != nil {
+		return fmt.Errorf("fill %s: %w", d.Dir, err)
+	}
+	defer f.Close()
+	// The file system needs some blocks for its own notes: so take what it gives.
+	for off, chunk := int64(0), n; chunk >= s.Bsize && off < n; {
+		chunk = min(chunk, n-off)
+		err := unix.Fallocate(int(f.Fd()), 0, off, chunk)
+		switch {
+		case err == nil:
+			off += chunk
+		case errors.Is(err, unix.ENOSPC):
+			chunk /= 2
+		case !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("fill %s: %w", d.Dir, err)
+		}
+	}
+	return nil
+}
+
+// Empty ends Fill, for good: a loss of power does not bring the filler back.
+func (d *Disk) Empty() error {
+	err := os.Remove(filepath.Join(d.Dir, filler))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	f, openErr := os.Open(d.Dir)
+	if err := errors.Join(err, openErr); err != nil {
+		return fmt.Errorf("empty %s: %w", d.Dir, err)
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
+}
+
+func command(name string, args ...string) error {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,60 @@
+package run
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lockerd/lockerd/jepsen/gen"
+	"github.com/lockerd/lockerd/jepsen/nemesis"
+	"github.com/lockerd/lockerd/jepsen/workload"
+)
+
+// Config says what to run. With the same one, the schedule of faults and the
+// actions of the clients are the same.
+type Config struct {
+	Workload string        `json:"workload"`
+	Nemesis  []string      `json:"nemesis"`
+	Nodes    int           `json:"nodes"`
+	Clients  int           `json:"clients"`
+	Locks    int           `json:"locks"`
+	Rate     float64       `json:"rate"`
+	Time     time.Duration `json:"time"`
+	Seed     uint64        `json:"seed"`
+	Rhythm   gen.Rhythm    `json:"rhythm"`           // of the faults; zero is the default
+	Clocks   bool          `json:"clocks,omitempty"` // the binary has a clock that can be set
+	NoGuard  bool          `json:"no_guard,omitempty"`
+	Commit   string        `json:"commit,omitempty"`
+	Binary   string        `json:"binary"`
+	Store    string        `json:"store"` // directory of this run
+}
+
+// Validate says what is wrong with a configuration.
+func (c Config) Validate() error {
+	if _, ok := workload.Named(c.Workload); !ok {
+		return fmt.Errorf("no workload %q", c.Workload)
+	}
+	for _, k := range c.Nemesis {
+		if !nemesis.Known(k) {
+			return fmt.Errorf("no fault %q", k)
+		}
+		if nemesis.NeedsClock(k) && !c.Clocks {
+			return fmt.Errorf("fault %s needs servers with clocks that can be set", k)
+		}
+	}
+	switch {
+	case c.Nodes < 1 || c.Nodes > 9:
+		return fmt.Errorf("%d nodes: a cluster has 1 to 9", c.Nodes)
+	case c.Nodes < 2 && slices.ContainsFunc(c.Nemesis, needsOthers):
+		return fmt.Errorf("%v on one node: there is nobody to cut it off from", c.Nemesis)
+	case c.Clients < 1 || c.Locks < 1 || c.Rate <= 0:
+		return fmt.Errorf("%d clients, %d locks, %v actions a second: all must be above 0", c.Clients, c.Locks, c.Rate)
+	case c.Time < time.Second:
+		return fmt.Errorf("a run of %v is too short to see anything", c.Time)
+	}
+	return nil
+}
+
+func needsOthers(kind string) bool {
+	return slices.Contains([]string{"partition", "isolate", "ring", "oneway"}, kind)
+}
