@@ -31,6 +31,7 @@ fuzz:
 	scripts/fuzz $(FUZZTIME)
 
 jepsen:
+	go test -count=1 -tags jepsen ./jepsen/run
 	go build -o bin/jx ./jepsen/cmd/jx
 	bin/jx ci
 

@@ -1,3 +1,5 @@
+//go:build jepsen
+
 package run_test
 
 import (
