@@ -264,10 +264,10 @@ func (g *gate) open(ignore uint64, changes []string, inherited *os.File) error {
 	return syscall.Errno(errno)
 }
 
-// errFallen is for a child that has not obeyed.
-func errFallen(err error) error {
-	return fmt.Errorf("the process that was to run it has ended: %w", err)
-}
+// ErrFallen is what Open's error wraps when the process at the gate was killed.
+var ErrFallen = errors.New("the process that was to run it has ended")
+
+func errFallen(err error) error { return fmt.Errorf("%w: %w", ErrFallen, err) }
 
 // ignored is the mask of the signals that this program leaves ignored, for the
 // command to inherit.

@@ -23,6 +23,9 @@ const (
 	releaseTime = 10 * time.Second
 	// anchorTime bounds the anchoring of the lock, by a node on this host.
 	anchorTime = 5 * time.Second
+	// signalLag is how much later than another process of our group we may get a signal
+	// of the terminal.
+	signalLag = 100 * time.Millisecond
 	// remainInterval is the pause between two looks at what a killed command has left.
 	remainInterval = 50 * time.Millisecond
 )
@@ -72,6 +75,9 @@ func hold(s *settings) int {
 		return interrupted(sig.(syscall.Signal))
 	case <-j.Done():
 		giveUp()
+		if sig := late(signals); sig != 0 {
+			return interrupted(sig)
+		}
 		fmt.Fprintln(os.Stderr, "lockersh: the process that was to run the command has been killed")
 		return exitInternal
 	}
@@ -100,12 +106,28 @@ func hold(s *settings) int {
 		return exitInternal
 	}
 	if err := j.Open(environment(l, id), anchor); err != nil {
-		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		release(l)
+		if errors.Is(err, job.ErrFallen) {
+			if sig := late(signals); sig != 0 {
+				return interrupted(sig)
+			}
+		}
+		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		return job.StartCode(err)
 	}
 	watch(s, j, l, guard)
 	return finish(s, j.Wait(), l, guard, anchor)
+}
+
+// late is the signal that has ended the process at the gate, if the terminal sent it
+// to both of us: ours may come a moment later. 0 if it was not that.
+func late(signals <-chan os.Signal) syscall.Signal {
+	select {
+	case sig := <-signals:
+		return sig.(syscall.Signal)
+	case <-time.After(signalLag):
+		return 0
+	}
 }
 
 // takeAnchor ties the lock to who inherits the file, where there is a node that can
