@@ -332,6 +332,12 @@ func (j *Job) forward(s syscall.Signal) {
 		_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
 		return
 	}
+	if !j.own && s == syscall.SIGCONT && j.halted {
+		// fg continues the whole group. From us it might come so late that it undid the
+		// next stop.
+		j.halted = false
+		return
+	}
 	if !j.own {
 		// What the terminal sends goes to the whole foreground group, so the
 		// command has had it already.
@@ -354,6 +360,7 @@ func (j *Job) stopped(s syscall.Signal) {
 		// The terminal has stopped the whole group but us, who catch its signal; the
 		// shell waits for all of it.
 		if !orphanedGroup() {
+			j.halted = true
 			_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
 		}
 		return
