@@ -99,6 +99,16 @@ func hold(s *settings) int {
 		// ended, and not by the node, which hears of that end at the same moment.
 		defer anchor.Close()
 	}
+	if guard != nil && anchor == nil {
+		bare, err := withoutAutounlock(s, l)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "lockersh:", err)
+			j.Abandon()
+			release(l)
+			return lockCode(err)
+		}
+		l = bare
+	}
 	if err := guard.watch(j.PID(), anchor, l.Grant().Since+s.locker.Lease); err != nil {
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		j.Abandon()
@@ -140,6 +150,29 @@ func takeAnchor(l *client.Locker) *os.File {
 		return nil
 	}
 	return anchor
+}
+
+// withoutAutounlock asks for the same hold again, as one that only its lease and its
+// release end. With no anchor, the death of the command alone would free the lock
+// while the guard still kills what the command has started.
+func withoutAutounlock(s *settings, l *client.Locker) (*client.Locker, error) {
+	o := s.locker
+	o.Autounlock, o.Try = false, true
+	o.User, o.Request = l.User(), l.Grant().ID
+	o.Locks = l.LockNames()
+	o.All = len(o.Locks) > 1
+	ctx, cancel := context.WithTimeout(context.Background(), o.Lease)
+	defer cancel()
+	bare, err := client.Acquire(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if bare.Fence() != l.Fence() {
+		release(bare)
+		return nil, client.ErrLost
+	}
+	_ = l.Close() // which keeps it
+	return bare, nil
 }
 
 // watch waits for the end of the command, and ends it when the lock is lost.

@@ -50,6 +50,12 @@ func TestScripts(t *testing.T) {
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(server)) })
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Getuid() == 0, nil
+			}
+			return false, errors.New("unknown condition " + cond)
+		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
 			env.Setenv("USER", "tester")
