@@ -116,6 +116,51 @@ func (d *Disk) freezing(request uint) error {
 	return unix.IoctlSetInt(int(f.Fd()), request, 0)
 }
 
+// betweenPauses is how long a slow disk works before it pauses again.
+const betweenPauses = 200 * time.Microsecond
+
+// Slow makes the disk pause for so long, again and again, with hardly a moment in
+// between: what is written waits for the end of a pause, and what is forced to the disk
+// for that of one or two. The function returned ends it, and says how many pauses
+// there were.
+func (d *Disk) Slow(pause time.Duration) (end func() (pauses int, err error), err error) {
+	if err := d.Freeze(); err != nil {
+		return nil, fmt.Errorf("slow %s down: %w", d.Dir, err)
+	}
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	n := 1
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+			case <-time.After(pause):
+			}
+			if err = d.Thaw(); err != nil {
+				return
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(betweenPauses):
+			}
+			if err = d.Freeze(); err != nil {
+				return
+			}
+			n++
+		}
+	}()
+	return func() (int, error) {
+		close(stop)
+		<-done
+		if err != nil {
+			return n, fmt.Errorf("slow %s down: %w", d.Dir, err)
+		}
+		return n, nil
+	}, nil
+}
+
 // Fill leaves no space but so many bytes.
 func (d *Disk) Fill(left int64) error {
 	var s unix.Statfs_t

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"time"
 
 	"github.com/lockerd/lockerd/jepsen/db"
 )
@@ -34,20 +35,51 @@ func powerAll(_ context.Context, e *Env, _ *rand.Rand) (string, func() error, er
 // stall lets all writes of a node wait.
 func stall(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
 	one := e.one(ctx, rng)
-	tell := e.Freezing
-	if tell == nil {
-		tell = func(string, bool) {}
-	}
-	tell(one.Disk.Dir, true)
+	e.frozen(one, true)
 	one.Excuse() // a node gives up on a disk that hangs
 	thaw := func() error {
-		defer tell(one.Disk.Dir, false)
+		defer e.frozen(one, false)
 		if err := one.Disk.Thaw(); err != nil {
 			return fmt.Errorf("thaw %s: %w", one.Disk.Dir, err)
 		}
 		return startAll([]*db.Node{one})() // it may have given up
 	}
 	return one.Name, thaw, one.Disk.Freeze()
+}
+
+// frozen tells of a disk that is frozen, or not any more.
+func (e *Env) frozen(n *db.Node, is bool) {
+	if e.Freezing != nil {
+		e.Freezing(n.Disk.Dir, is)
+	}
+}
+
+// slowDisk makes the disks of nodes pause for 20 to 170 ms, again and again. No node
+// may give up for that.
+func slowDisk(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	some := e.some(ctx, rng)
+	pause := time.Duration(20+rng.IntN(150)) * time.Millisecond
+	ends := make([]func() (int, error), len(some))
+	heal := func() error {
+		var errs []error
+		for i, n := range some {
+			if ends[i] == nil {
+				continue
+			}
+			_, err := ends[i]()
+			errs = append(errs, err)
+			e.frozen(n, false)
+		}
+		return errors.Join(errs...)
+	}
+	for i, n := range some {
+		e.frozen(n, true)
+		var err error
+		if ends[i], err = n.Disk.Slow(pause); err != nil {
+			return "", heal, err
+		}
+	}
+	return fmt.Sprintf("%s: %v a time", namesOf(some), pause), heal, nil
 }
 
 // full leaves less space than a node wants to have, or none at all.

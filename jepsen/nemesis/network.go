@@ -2,9 +2,11 @@ package nemesis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/lockerd/lockerd/jepsen/db"
 	"github.com/lockerd/lockerd/jepsen/netns"
@@ -125,4 +127,30 @@ func slow(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, er
 	some := e.some(ctx, rng)
 	kbit := 128 << rng.IntN(4)
 	return fmt.Sprintf("%s sends %d kbit/s", namesOf(some), kbit), e.healNetwork, each(some, func(n *db.Node) error { return n.Host.Slow(kbit) })
+}
+
+// delay makes the lines of nodes long: every packet takes 20 to 500 ms.
+func delay(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	least := time.Duration(20+rng.IntN(230)) * time.Millisecond
+	return e.delayed(e.some(ctx, rng), least, 2*least, false)
+}
+
+// reorder lets the packets of nodes overtake each other, as each takes a time of its own.
+func reorder(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	most := time.Duration(20+rng.IntN(480)) * time.Millisecond
+	return e.delayed(e.some(ctx, rng), 0, most, true)
+}
+
+func (e *Env) delayed(nodes []*db.Node, least, most time.Duration, overtake bool) (string, func() error, error) {
+	heal := func() error {
+		idle := each(nodes, func(n *db.Node) error {
+			if n.Host.Delayed() == 0 {
+				return fmt.Errorf("not a packet of %s was delayed", n.Name)
+			}
+			return nil
+		})
+		return errors.Join(idle, e.healNetwork())
+	}
+	err := each(nodes, func(n *db.Node) error { return n.Host.Delay(least, most, overtake) })
+	return fmt.Sprintf("%s: each packet %v to %v", namesOf(nodes), least, most), heal, err
 }

@@ -29,6 +29,7 @@ type Host struct {
 	IP    string
 	port  string // the bridge's end of its cable
 	space *os.File
+	relay *relay // nil unless its packets are delayed
 }
 
 // New makes n hosts.
@@ -61,7 +62,7 @@ func (w *Network) Hosts() []*Host { return w.hosts }
 func (w *Network) Close() error {
 	var errs []error
 	for _, h := range w.hosts {
-		errs = append(errs, h.space.Close())
+		errs = append(errs, h.undelay(), h.space.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -143,7 +144,7 @@ func (h *Host) Unplug() error { return ip("link set " + h.port + " down") }
 
 // Heal ends all of that. It may be called at any time.
 func (h *Host) Heal() error {
-	errs := []error{ip("link set " + h.port + " up")}
+	errs := []error{h.undelay(), ip("link set " + h.port + " up")}
 	errs = append(errs, h.Within(func() error {
 		err := nft("flush set inet jx cut\nflush set inet jx refused\nflush chain inet jx losing\n")
 		out, _ := exec.Command("tc", "qdisc", "show", "dev", "eth0").Output()

@@ -5,6 +5,7 @@ package run_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -125,6 +126,43 @@ func TestStallBites(t *testing.T) {
 	}
 }
 
+// On a slow disk each write that is forced to it waits.
+func TestSlowDiskBites(t *testing.T) {
+	d := newDisk(t, "slow")
+	f, err := os.Create(filepath.Join(d.Dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const writes, pause = 10, 50 * time.Millisecond
+	end, err := d.Slow(pause)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range writes {
+		_, err := f.WriteString("x")
+		if err := errors.Join(err, f.Sync()); err != nil {
+			t.Error(err)
+		}
+	}
+	took := time.Since(began)
+	pauses, err := end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Between two pauses there may be time for a few writes.
+	if took < writes*pause/5 || pauses < writes/5 {
+		t.Errorf("%d forced writes took %v, with %d pauses of %v", writes, took, pauses, pause)
+	}
+	if err := d.Freeze(); err != nil {
+		t.Errorf("it is still frozen: %v", err)
+	}
+	if err := d.Thaw(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFullDiskBites(t *testing.T) {
 	d := newDisk(t, "full")
 	if err := d.Fill(0); err != nil {
@@ -213,6 +251,105 @@ func TestNetworkFaultsBite(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	t.Run("delay", func(t *testing.T) { delayBites(t, a, b) })
+}
+
+// Held packets arrive late, all of them, whole, and in their order unless they may
+// overtake each other.
+func delayBites(t *testing.T, a, b *netns.Host) {
+	const packets, least, most = 50, 30 * time.Millisecond, 60 * time.Millisecond
+	var from, to net.PacketConn
+	for h, c := range map[*netns.Host]*net.PacketConn{a: &from, b: &to} {
+		err := h.Within(func() (err error) { *c, err = net.ListenPacket("udp", h.IP+":7"); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer (*c).Close()
+	}
+	for _, overtake := range []bool{false, true} {
+		if err := b.Delay(least, most, overtake); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		body := make([]byte, 1200)
+		for i := range packets {
+			body[0] = byte(i)
+			if _, err := from.WriteTo(body, to.LocalAddr()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := to.SetReadDeadline(began.Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		turned, last := 0, -1
+		for i := range packets {
+			n, _, err := to.ReadFrom(body)
+			if err != nil || n != len(body) {
+				t.Fatalf("packet %d: %d bytes, %v", i, n, err)
+			}
+			if took := time.Since(began); i == 0 && took < least {
+				t.Errorf("the first packet took %v", took)
+			}
+			if int(body[0]) < last {
+				turned++
+			}
+			last = int(body[0])
+		}
+		if overtake != (turned > 0) {
+			t.Errorf("overtake %v: %d packets came after later ones", overtake, turned)
+		}
+		if n := b.Delayed(); n < packets {
+			t.Errorf("only %d packets were held", n)
+		}
+		// A stream of any size goes through: what the kernel had left to a device is done.
+		if err := stream(a, b, 1<<20); err != nil {
+			t.Errorf("overtake %v: %v", overtake, err)
+		}
+		if err := b.Heal(); err != nil {
+			t.Fatal(err)
+		}
+		began = time.Now()
+		if err := stream(b, a, 1<<10); err != nil || time.Since(began) > least {
+			t.Errorf("after it was healed: %v, %v", err, time.Since(began))
+		}
+	}
+}
+
+// stream sends so many bytes from one host to the other.
+func stream(a, b *netns.Host, n int) error {
+	var ln net.Listener
+	err := b.Within(func() (err error) { ln, err = net.Listen("tcp", b.IP+":0"); return err })
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	got := make(chan error, 1)
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			got <- err
+			return
+		}
+		defer c.Close()
+		all, err := io.ReadAll(c)
+		if err == nil && len(all) != n {
+			err = fmt.Errorf("%d bytes of %d", len(all), n)
+		}
+		got <- err
+	}()
+	var c net.Conn
+	err = a.Within(func() (err error) {
+		c, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", ln.Addr().String())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if err == nil {
+		_, err = c.Write(make([]byte, n))
+	}
+	return errors.Join(err, c.Close(), <-got)
 }
 
 func TestStopBites(t *testing.T) {

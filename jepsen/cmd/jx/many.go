@@ -42,6 +42,7 @@ var sets = [][]string{
 	{"oneway", "reset"},
 	{"clientcut", "flap"},
 	{"loss", "slow"},
+	{"delay", "reorder", "slowdisk"},
 	{"kill", "killall"},
 	{"pause", "pauselead", "pauseall"},
 	{"restart", "rolling"},
