@@ -17,8 +17,9 @@ type feed struct {
 func newFeed() *feed { return &feed{watchers: make(map[chan fsm.Event]struct{})} }
 
 // Subscribe returns the events that this node's replica applies from now on. The
-// channel is closed when the watcher falls buffer events behind, when it cancels,
-// or when the node stops.
+// channel is closed when the watcher falls buffer events behind, when the replica is
+// replaced by a snapshot and so skips events, when the watcher cancels, or when the
+// node stops.
 func (n *Node) Subscribe(buffer int) (<-chan fsm.Event, func()) {
 	ch := make(chan fsm.Event, buffer)
 	f := n.events
@@ -56,6 +57,15 @@ func (f *feed) publish(events []fsm.Event) {
 			f.drop(ch)
 			break
 		}
+	}
+}
+
+// skip tells the watchers that they have missed events: their channels close.
+func (f *feed) skip() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for ch := range f.watchers {
+		f.drop(ch)
 	}
 }
 

@@ -68,7 +68,7 @@ func (p *webPort) events(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			if !ok {
-				_ = enc.Encode(failure{"events were lost: this reader fell behind, or the node stops; watch again"})
+				_ = enc.Encode(failure{"events were lost: this reader fell behind, this server was sent a snapshot, or it stops; watch again"})
 				return
 			}
 			if lock != "" && !slices.Contains(e.Locks, lock) {

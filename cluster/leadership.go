@@ -93,7 +93,7 @@ func (n *Node) term(ctx context.Context) {
 	var base fsm.Millis
 	n.replica.view(func(m *fsm.Machine) { base = m.Now() })
 	o := newOffice(n.raft, term, base)
-	o.refuse = n.refuse
+	o.refuse = func(c fsm.Command) (string, bool) { return n.refuse(o, c) }
 	o.reads = &reads{
 		applied: n.replica.appliedIndex,
 		verify:  func() error { return n.raft.VerifyLeader().Error() },
@@ -192,10 +192,11 @@ func (n *Node) reap(ctx context.Context, o *office) {
 	}
 }
 
-// refuse says why a command can't be taken at present.
-func (n *Node) refuse(c fsm.Command) string {
-	if _, ok := c.(fsm.Acquire); ok && n.diskLow.Load() {
-		return fmt.Sprintf("the disk of leader %s is nearly full: only releases are taken", n.cfg.Name)
+// refuse says why an office can't take a command at present, and whether another
+// leader will soon.
+func (n *Node) refuse(o *office, c fsm.Command) (reason string, soon bool) {
+	if _, ok := c.(fsm.Acquire); !ok || !n.space.isLow() {
+		return "", false
 	}
-	return ""
+	return fmt.Sprintf("the disk of leader %s is nearly full: only releases are taken", n.cfg.Name), n.space.yields(o.from)
 }

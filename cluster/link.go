@@ -226,7 +226,11 @@ func (l *link) ping(ctx context.Context, out *outbox) {
 }
 
 func (l *link) proveLife(out *outbox) {
-	out.send(framePing, binary.AppendUvarint(nil, uint64(l.node.ledger.incarnation())))
+	b := binary.AppendUvarint(nil, uint64(l.node.ledger.incarnation()))
+	if l.node.space.isLow() {
+		b = append(b, pingLowDisk)
+	}
+	out.send(framePing, b)
 }
 
 func (l *link) read(conn net.Conn, r *bufio.Reader) error {

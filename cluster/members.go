@@ -72,13 +72,16 @@ func (n *Node) reconcileMembers(ctx context.Context, _ *office) {
 }
 
 // connected reports whether a node has a connection to this server.
-func (ps *peers) connected(id string) bool {
+func (ps *peers) connected(id string) bool { return ps.find(id) != nil }
+
+// find is the connection that a node has to this server, nil if it has none.
+func (ps *peers) find(id string) *peer {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for p := range ps.all {
 		if p.hello.ID == id {
-			return true
+			return p
 		}
 	}
-	return false
+	return nil
 }

@@ -91,7 +91,7 @@ type Node struct {
 	applied  chan struct{}         // poked after every entry, for the leader's clock
 	sinceCut atomic.Int64          // bytes of log since the last snapshot
 	cutting  atomic.Bool
-	diskLow  atomic.Bool
+	space    space
 	suspects suspects
 }
 

@@ -35,6 +35,10 @@ type proposal struct {
 	done func(fsm.Result, error) // called once; must not block
 }
 
+// veto says why a command can't be taken at present, "" if it can, and whether
+// the next leader will take it soon.
+type veto func(fsm.Command) (reason string, soon bool)
+
 // office is one term of this node as leader, from the moment its own first entry
 // has been applied. It turns whatever has queued up while the last entry was on
 // its way into the next one: throughput comes from that, not from threads.
@@ -44,7 +48,7 @@ type office struct {
 	base fsm.Millis // the table's time when the office was taken
 	from time.Time  // when that was, on the monotonic clock
 
-	refuse func(fsm.Command) string // says why a command can't be taken at present, "" if it can
+	refuse veto
 	reads  *reads
 
 	mu     sync.Mutex
@@ -59,7 +63,7 @@ func newOffice(r *raft.Raft, term uint64, base fsm.Millis) *office {
 		term:   term,
 		base:   base,
 		from:   time.Now(),
-		refuse: func(fsm.Command) string { return "" },
+		refuse: func(fsm.Command) (string, bool) { return "", false },
 		wake:   make(chan struct{}, 1),
 	}
 }
@@ -75,11 +79,15 @@ func (o *office) now() fsm.Millis {
 func (o *office) propose(p fsm.Proposal, done func(fsm.Result, error)) {
 	// What the table's decoder would not read must never get into the log: every
 	// server would stop at it.
-	why := o.refuse(p.Command)
+	why, soon := o.refuse(p.Command)
 	if err := fsm.Validate(p.Command); err != nil {
-		why = err.Error()
+		why, soon = err.Error(), false
 	}
-	if why != "" {
+	switch {
+	case soon:
+		go done(fsm.Result{}, errOutOfOffice)
+		return
+	case why != "":
 		go done(fsm.Result{Code: fsm.Refused, Reason: why}, nil)
 		return
 	}

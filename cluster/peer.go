@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -60,6 +61,8 @@ type peer struct {
 	hello peerHello
 	inc   fsm.Incarnation // of late; guarded by peers.mu
 	gone  chan struct{}   // closed with the connection
+
+	lowDisk atomic.Bool // it says so itself
 
 	mu     sync.Mutex
 	lastID uint64
@@ -299,10 +302,11 @@ func (p *peer) meet(r *bufio.Reader) error {
 func (p *peer) handle(kind byte, b []byte) error {
 	switch kind {
 	case framePing:
-		inc, _, err := uvarint(b)
+		inc, rest, err := uvarint(b)
 		if err != nil {
 			return err
 		}
+		p.lowDisk.Store(len(rest) > 0 && rest[0] == pingLowDisk)
 		p.node.peers.heard(p, fsm.Incarnation(inc))
 		p.out.send(framePong, nil)
 	case framePropose:

@@ -15,7 +15,7 @@ import (
 const (
 	// From the node that dialed.
 	frameHello   = 'h' // peerHello as JSON
-	framePing    = 'i' // the node's incarnation: proof of life
+	framePing    = 'i' // the node's incarnation: proof of life; and whether it has disk space
 	framePropose = 'p' // proposals for the leader
 	frameAsk     = 'a' // id, method, payload
 	frameAnchors = 'n' // the answer to frameWhich: id, []fsm.Fence as JSON
@@ -38,6 +38,9 @@ const (
 	HeaderPeer = 'N'
 
 	peerProtocol = 1
+
+	// pingLowDisk follows the incarnation in the ping of a node whose disk is nearly full.
+	pingLowDisk = 1
 
 	// maxPeerFrame bounds a frame; the largest is a whole table for an agent.
 	maxPeerFrame = 256 << 20

@@ -52,7 +52,7 @@ func (n *Node) openRaft() error {
 	n.replica = newReplica()
 	n.replica.halt = n.fail
 	n.replica.written = n.logWritten
-	n.replica.restored = func() { n.run(n.resync); n.run(n.recharge) }
+	n.replica.restored = func() { n.events.skip(); n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
 	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.dialRaft, HeaderRaft, peerAddr(n.addr))

@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/lockerd/lockerd/fsm"
 )
 
@@ -206,7 +208,7 @@ func TestALateRequestTakesNothingOver(t *testing.T) {
 	}
 }
 
-// TestAFullDiskTakesReleasesOnly sets the leader's disk to nearly full.
+// TestAFullDiskTakesReleasesOnly sets all disks to nearly full, and then all but one.
 func TestAFullDiskTakesReleasesOnly(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 3)
@@ -218,7 +220,13 @@ func TestAFullDiskTakesReleasesOnly(t *testing.T) {
 		if err != nil || held.Code != fsm.Granted {
 			t.Fatalf("%+v, %v", held, err)
 		}
-		leader.diskLow.Store(true)
+		for _, node := range s.nodes {
+			if node != leader {
+				node.space.set(true)
+			}
+		}
+		time.Sleep(2 * pingInterval) // until they have said so
+		leader.space.set(true)
 		for _, via := range []*Node{leader, n} {
 			_, res, err := via.Acquire(ctx, fsm.Acquire{Owner: "bob", Locks: []string{"b"}, Block: true}, func(fsm.Event) {})
 			if err != nil || res.Code != fsm.Refused || !strings.Contains(res.Reason, "disk") {
@@ -228,9 +236,90 @@ func TestAFullDiskTakesReleasesOnly(t *testing.T) {
 		if res, err := n.Submit(ctx, fsm.Release{Fence: held.Fence}); err != nil || res.Code != fsm.Done {
 			t.Errorf("release: %+v, %v", res, err)
 		}
-		leader.diskLow.Store(false)
-		if _, res, err := n.Acquire(ctx, a, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
-			t.Errorf("with space again: %+v, %v", res, err)
+		if s.leader() != leader {
+			t.Errorf("%s leads, though no server has more space than %s", s.leader().Name(), leader.Name())
+		}
+		n.space.set(false)
+		time.Sleep(2 * pingInterval)
+		if _, res, err := leader.Acquire(ctx, a, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+			t.Errorf("with space on %s: %+v, %v", n.Name(), res, err)
+		}
+		if s.leader() != n {
+			t.Errorf("%s leads, and not %s, which has space", s.leader().Name(), n.Name())
+		}
+	})
+}
+
+// TestAFullDiskThatIsElected gives the office to a server whose disk is full already.
+// Who asks for a lock meanwhile is kept waiting and not refused.
+func TestAFullDiskThatIsElected(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		old, full := s.leader(), s.follower()
+		full.space.set(true)
+		time.Sleep(2 * pingInterval)
+		if err := old.raft.LeadershipTransferToServer(raft.ServerID(full.id), raft.ServerAddress(full.addr)).Error(); err != nil {
+			t.Fatal(err)
+		}
+		for full.office.Load() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		ctx := context.Background()
+		_, res, err := old.Acquire(ctx, fsm.Acquire{Owner: "amy", Locks: []string{"a"}}, func(fsm.Event) {})
+		if err != nil || res.Code != fsm.Granted {
+			t.Errorf("%+v, %v", res, err)
+		}
+		if s.leader() == full {
+			t.Errorf("%s leads still", full.Name())
+		}
+	})
+}
+
+// TestAWatcherHearsOfASnapshot cuts a watched server off for so long that it has to be
+// sent a snapshot.
+func TestAWatcherHearsOfASnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		leader, cut := s.leader(), s.follower()
+		for _, n := range s.nodes {
+			rc := n.raft.ReloadableConfig()
+			rc.TrailingLogs = 1
+			if err := n.raft.ReloadConfig(rc); err != nil {
+				t.Fatal(err)
+			}
+		}
+		events, cancel := cut.Subscribe(watchAhead)
+		defer cancel()
+		ctx := context.Background()
+		owners := func(from, to int) {
+			for i := from; i < to; i++ {
+				name := fmt.Sprintf("u%d", i)
+				if _, res, err := leader.Acquire(ctx, fsm.Acquire{Owner: name, Locks: []string{name}}, func(fsm.Event) {}); err != nil || res.Code != fsm.Granted {
+					t.Fatalf("%+v, %v", res, err)
+				}
+			}
+		}
+		owners(0, 1)
+		if e := <-events; e.Owner != "u0" {
+			t.Errorf("told of %+v", e)
+		}
+		s.net.Isolate(cut.addr)
+		owners(1, 50)
+		if err := leader.raft.Snapshot().Error(); err != nil {
+			t.Fatal(err)
+		}
+		s.net.Heal()
+		next := 1
+		for e := range events { // to their end
+			if e.Owner != fmt.Sprintf("u%d", next) {
+				t.Fatalf("told of %s, not of u%d", e.Owner, next)
+			}
+			next++
+		}
+		if next == 50 {
+			t.Error("it was sent all entries, and no snapshot")
 		}
 	})
 }
