@@ -64,7 +64,8 @@ type End struct {
 	Set      []int         `json:"set,omitempty"`   // in the register
 	Ended    []string      `json:"ended,omitempty"` // processes that ended by themselves
 	Logs     []string      `json:"logs,omitempty"`  // lines of panics and races
-	Agree    bool          `json:"agree"`           // the digests were compared at one index
+	Installs int           `json:"snapshot_installs,omitempty"`
+	Agree    bool          `json:"agree"` // the digests were compared at one index
 }
 
 // least is the shortest time that a span of the servers' clocks may take.

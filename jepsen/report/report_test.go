@@ -34,7 +34,7 @@ func TestReport(t *testing.T) {
 			}
 			results := check.All(in)
 			out := t.TempDir()
-			if err := Write(out, c, run.Summarize(in.Ops, in.Events), in, results); err != nil {
+			if err := Write(out, c, run.Summarize(in), in, results); err != nil {
 				t.Fatal(err)
 			}
 			for _, name := range []string{latencyFile, rateFile, timelineFile} {

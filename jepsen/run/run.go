@@ -59,7 +59,7 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	in, err = s.run(ctx)
 	in.End.Ended = s.ended()
 	err = errors.Join(err, s.cluster.Close())
-	in.End.Logs = complaints(c.Store)
+	in.End.Logs, in.End.Installs = readLogs(c.Store)
 	return in, errors.Join(err, Save(c.Store, in))
 }
 
@@ -219,24 +219,30 @@ func (s *session) ended() []string {
 	return all
 }
 
-// complaints are the lines of the servers' logs that no server may write.
-func complaints(dir string) []string {
-	var all []string
+// installed is what Raft says when it has been sent a snapshot.
+const installed = "Installed remote snapshot"
+
+// readLogs finds the lines of the servers' logs that no server may write, and counts
+// the snapshots that they were sent.
+func readLogs(dir string) (complaints []string, installs int) {
 	logs, _ := filepath.Glob(filepath.Join(dir, "lockerd-*.log"))
 	for _, path := range logs {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			all = append(all, err.Error())
+			complaints = append(complaints, err.Error())
 			continue
 		}
 		for line := range strings.Lines(string(b)) {
 			bad := slices.ContainsFunc([]string{"panic: ", "fatal error: ", "WARNING: DATA RACE"}, func(w string) bool { return strings.HasPrefix(line, w) })
 			if bad {
-				all = append(all, filepath.Base(path)+": "+line)
+				complaints = append(complaints, filepath.Base(path)+": "+line)
+			}
+			if strings.Contains(line, installed) {
+				installs++
 			}
 		}
 	}
-	return all
+	return complaints, installs
 }
 
 // Names of the files of a stored run.
@@ -260,6 +266,22 @@ func Save(dir string, in check.Input) error {
 		history.WriteLines(filepath.Join(dir, eventsFile), in.Events),
 		writeJSON(filepath.Join(dir, endFile), in.End),
 	)
+}
+
+// Spare removes what takes much room from a stored run: its history and the logs. Its
+// configuration, verdicts and figures stay.
+func Spare(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "lockerd-*.log"))
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{opsFile, ednFile, eventsFile} {
+		logs = append(logs, filepath.Join(dir, name))
+	}
+	for _, path := range logs {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // Load reads a stored run.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/lockerd/lockerd/jepsen/check"
 	"github.com/lockerd/lockerd/jepsen/db"
 	"github.com/lockerd/lockerd/jepsen/history"
 )
@@ -88,24 +90,28 @@ func (s *session) breaker(ctx context.Context, node int, lock, by string) ([]str
 	return s.cluster.Nodes[node].BreakAny(ctx, lock, by)
 }
 
-// Summary is what a run was made of, in figures.
+// Summary is what runs were made of, in figures.
 type Summary struct {
-	Ops      int            `json:"ops"` // that clients began
+	Runs     int            `json:"runs"`
+	Passed   int            `json:"passed"`
+	Time     time.Duration  `json:"time"` // with faults
+	Ops      int            `json:"ops"`  // that clients began
 	Outcomes map[string]int `json:"outcomes"`
 	Faults   map[string]int `json:"faults"`
 	Leaders  int            `json:"leader_changes"`
+	Installs int            `json:"snapshot_installs"`
 	Events   int            `json:"events"`
 }
 
 // Summarize counts.
-func Summarize(ops []history.Op, events []history.Event) Summary {
-	m := Summary{Outcomes: map[string]int{}, Faults: map[string]int{}, Events: len(events)}
-	for _, p := range history.Pairs(ops) {
+func Summarize(in check.Input) Summary {
+	m := Summary{Runs: 1, Outcomes: map[string]int{}, Faults: map[string]int{}, Events: len(in.Events), Installs: in.End.Installs}
+	for _, p := range history.Pairs(in.Ops) {
 		m.Ops++
 		m.Outcomes[string(p.Type())]++
 	}
 	led := ""
-	for _, op := range ops {
+	for _, op := range in.Ops {
 		switch {
 		case op.Process != history.Nemesis:
 		case op.F == leaderNote:
@@ -122,10 +128,17 @@ func Summarize(ops []history.Op, events []history.Event) Summary {
 	return m
 }
 
-// Add adds the figures of another run.
+// Add adds the figures of other runs.
 func (m *Summary) Add(o Summary) {
+	if m.Outcomes == nil {
+		m.Outcomes, m.Faults = map[string]int{}, map[string]int{}
+	}
+	m.Runs += o.Runs
+	m.Passed += o.Passed
+	m.Time += o.Time
 	m.Ops += o.Ops
 	m.Leaders += o.Leaders
+	m.Installs += o.Installs
 	m.Events += o.Events
 	for k, n := range o.Outcomes {
 		m.Outcomes[k] += n
@@ -133,4 +146,16 @@ func (m *Summary) Add(o Summary) {
 	for k, n := range o.Faults {
 		m.Faults[k] += n
 	}
+}
+
+// String is for people.
+func (m Summary) String() string {
+	faults := 0
+	for _, n := range m.Faults {
+		faults += n
+	}
+	return fmt.Sprintf("%d runs of %v in all, %d passed; %d operations (%d ok, %d fail, %d info), %d faults, "+
+		"%d leader changes, %d power losses, %d membership changes, %d snapshots sent",
+		m.Runs, m.Time, m.Passed, m.Ops, m.Outcomes["ok"], m.Outcomes["fail"], m.Outcomes["info"], faults,
+		m.Leaders, m.Faults["power"]+m.Faults["powerall"], m.Faults["member"], m.Installs)
 }

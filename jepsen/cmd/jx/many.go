@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -121,6 +118,8 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	var o options
 	o.flags(fs)
 	total := fs.Duration("total", time.Hour, "how `long` in all; --time is the length of each run")
+	keep := fs.Bool("keep", false, "keep the histories of runs that passed, and not only their figures")
+	onward := fs.Bool("keep-going", false, "go on after a run that did not pass")
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
@@ -141,15 +140,16 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *total)
 	defer cancel()
-	return o.many(ctx, out, jobs, true)
+	o.spare = !*keep
+	return o.many(ctx, out, jobs, !*onward)
 }
 
 // many does the runs one after the other, each with a seed of its own, and says
 // what they were in all. It begins none after ctx has ended.
 func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool) (int, error) {
 	seed, race := o.Seed, o.race
-	worst, runs := exitPass, 0
-	sum := run.Summary{Outcomes: map[string]int{}, Faults: map[string]int{}}
+	worst := exitPass
+	var sum run.Summary
 	programs := map[bool]string{true: o.Binary, false: o.Binary} // with and without a clock that can be set
 	for i, j := range jobs {
 		if ctx.Err() != nil {
@@ -175,9 +175,15 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 		if code == exitHarness {
 			return code, nil // it has said why
 		}
-		runs++
-		if s, err := run.LoadSummary(o.Store); err == nil {
-			sum.Add(s)
+		s, err := run.LoadSummary(o.Store)
+		if err != nil {
+			return exitHarness, err
+		}
+		sum.Add(s)
+		if code == exitPass && o.spare {
+			if err := run.Spare(o.Store); err != nil {
+				return exitHarness, err
+			}
 		}
 		if code != exitPass && (worst == exitPass || code == exitFail) {
 			worst = code
@@ -186,19 +192,9 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 			break
 		}
 	}
-	fmt.Fprintf(out, "%d runs, %d operations, %d faults %v, %d leader changes: %s\n",
-		runs, sum.Ops, total(sum.Faults), sum.Faults, sum.Leaders, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
-	if runs == 0 {
+	fmt.Fprintf(out, "%v; faults %v: %s\n", sum, sum.Faults, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
+	if sum.Runs == 0 {
 		return exitUndecided, nil
 	}
-	return worst, keep(filepath.Join(o.root, "last.json"), sum)
-}
-
-// keep stores cumulative figures.
-func keep(path string, sum run.Summary) error {
-	b, err := json.MarshalIndent(sum, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
+	return worst, nil
 }

@@ -28,6 +28,7 @@ type options struct {
 	run.Config
 	race      bool
 	snapshots bool
+	spare     bool   // keep of runs that passed no more than the figures
 	root      string // directory of all stored runs
 }
 
@@ -221,12 +222,16 @@ func cmdHolder(_ context.Context, args []string, out io.Writer) (int, error) {
 // judge checks a history, stores the verdicts and prints them.
 func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
 	results := check.All(in)
-	sum := run.Summarize(in.Ops, in.Events)
+	sum := run.Summarize(in)
+	sum.Time = c.Time
+	verdict := check.Overall(results)
+	if verdict == check.Pass {
+		sum.Passed = 1
+	}
 	err := errors.Join(run.SaveResults(c.Store, results, sum), report.Write(c.Store, c, sum, in, results))
 	if err != nil {
 		return exitHarness, err
 	}
-	verdict := check.Overall(results)
 	fmt.Fprintf(out, "%s: %d operations (%d ok, %d fail, %d info), %d faults, %d leader changes, %d events\n", verdict,
 		sum.Ops, sum.Outcomes["ok"], sum.Outcomes["fail"], sum.Outcomes["info"], total(sum.Faults), sum.Leaders, sum.Events)
 	for _, r := range results {

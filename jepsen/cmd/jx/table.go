@@ -16,14 +16,14 @@ import (
 // cmdTable prints stored runs as a matrix in Markdown: workloads by faults, with the
 // seed of each run, in bold if it did not pass.
 func cmdTable(_ context.Context, args []string, out io.Writer) (int, error) {
-	fs := newFlags("table", "RUN...", out)
+	fs := newFlags("table", "[OPTION]... RUN...", out)
+	brief := fs.Bool("sum", false, "print what the runs were in all, and no matrix")
 	if err := parse(fs, args, 1, manyRuns); err != nil {
 		return exitPass, err
 	}
 	cells := map[string]map[string][]string{} // by faults and workload
 	workloads, commits := map[string]bool{}, map[string]bool{}
-	sum := run.Summary{Outcomes: map[string]int{}, Faults: map[string]int{}}
-	runs, passed := 0, 0
+	var sum run.Summary
 	for _, dir := range fs.Args() {
 		c, err := run.LoadConfig(dir)
 		if err != nil {
@@ -38,11 +38,8 @@ func cmdTable(_ context.Context, args []string, out io.Writer) (int, error) {
 			return exitHarness, err
 		}
 		sum.Add(s)
-		runs++
 		cell := fmt.Sprint(c.Seed)
-		if check.Overall(results) == check.Pass {
-			passed++
-		} else {
+		if check.Overall(results) != check.Pass {
 			cell = "**" + cell + "**"
 		}
 		col := strings.Join(c.Nemesis, " ")
@@ -51,6 +48,10 @@ func cmdTable(_ context.Context, args []string, out io.Writer) (int, error) {
 		}
 		cells[col][c.Workload] = append(cells[col][c.Workload], cell)
 		workloads[c.Workload], commits[c.Commit] = true, true
+	}
+	if *brief {
+		fmt.Fprintf(out, "%v; commits %s\n", sum, strings.Join(slices.Sorted(maps.Keys(commits)), ", "))
+		return exitPass, nil
 	}
 	rows := slices.Sorted(maps.Keys(workloads))
 	fmt.Fprintf(out, "| faults | %s |\n|---|%s\n", strings.Join(rows, " | "), strings.Repeat("---|", len(rows)))
@@ -61,7 +62,6 @@ func cmdTable(_ context.Context, args []string, out io.Writer) (int, error) {
 		}
 		fmt.Fprintln(out)
 	}
-	fmt.Fprintf(out, "\n%d runs, %d passed; %d operations, %d faults, %d leader changes; commits %s.\n",
-		runs, passed, sum.Ops, total(sum.Faults), sum.Leaders, strings.Join(slices.Sorted(maps.Keys(commits)), ", "))
+	fmt.Fprintf(out, "\n%v; commits %s.\n", sum, strings.Join(slices.Sorted(maps.Keys(commits)), ", "))
 	return exitPass, nil
 }
