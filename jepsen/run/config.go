@@ -24,9 +24,13 @@ type Config struct {
 	Rhythm   gen.Rhythm    `json:"rhythm"`           // of the faults; zero is the default
 	Clocks   bool          `json:"clocks,omitempty"` // the binary has a clock that can be set
 	NoGuard  bool          `json:"no_guard,omitempty"`
-	Commit   string        `json:"commit,omitempty"`
-	Binary   string        `json:"binary"`
-	Store    string        `json:"store"` // directory of this run
+	// Race and Snapshots say how the binary was built: with the race detector, and to
+	// take snapshots often.
+	Race      bool   `json:"race,omitempty"`
+	Snapshots bool   `json:"snapshots,omitempty"`
+	Commit    string `json:"commit,omitempty"`
+	Binary    string `json:"binary"`
+	Store     string `json:"store"` // directory of this run
 }
 
 // Validate says what is wrong with a configuration.

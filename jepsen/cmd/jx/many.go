@@ -59,9 +59,9 @@ func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 	if !fs.Changed("time") {
 		o.Time = 9 * time.Second
 	}
-	o.Rhythm, o.snapshots = gen.Brisk, true
+	o.Rhythm, o.Snapshots = gen.Brisk, true
 	if !fs.Changed("race") {
-		o.race = true
+		o.Race = true
 	}
 	if o.Seed == 0 {
 		// Of the commit, so that each is tested with another schedule, and again
@@ -147,7 +147,7 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 // many does the runs one after the other, each with a seed of its own, and says
 // what they were in all. It begins none after ctx has ended.
 func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool) (int, error) {
-	seed, race := o.Seed, o.race
+	seed, race := o.Seed, o.Race
 	worst := exitPass
 	var sum run.Summary
 	programs := map[bool]string{true: o.Binary, false: o.Binary} // with and without a clock that can be set
@@ -159,7 +159,7 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 		clock := slices.ContainsFunc(j.nemesis, nemesis.NeedsClock)
 		o.Binary, o.Clocks = programs[clock], clock
 		// A Go runtime with another clock and the race detector takes minutes to build.
-		o.race = race && !clock
+		o.Race = race && !clock
 		// A run that has begun goes on when the time is over.
 		if err := o.prepare(context.WithoutCancel(ctx)); err != nil {
 			return exitHarness, err

@@ -26,10 +26,8 @@ import (
 // options are those of all commands that run clusters.
 type options struct {
 	run.Config
-	race      bool
-	snapshots bool
-	spare     bool   // keep of runs that passed no more than the figures
-	root      string // directory of all stored runs
+	spare bool   // keep of runs that passed no more than the figures
+	root  string // directory of all stored runs
 }
 
 func (o *options) flags(fs *pflag.FlagSet) {
@@ -40,8 +38,8 @@ func (o *options) flags(fs *pflag.FlagSet) {
 	fs.DurationVar(&o.Time, "time", 20*time.Second, "how `long` there are faults")
 	fs.Uint64Var(&o.Seed, "seed", 0, "of the schedule; 0 takes one at random and prints it")
 	fs.StringVar(&o.Binary, "lockerd", "", "test this `program`; default: built from this source tree")
-	fs.BoolVar(&o.race, "race", false, "build it with the race detector")
-	fs.BoolVar(&o.snapshots, "snapshots", false, "build it to take a snapshot every 16 KiB of log")
+	fs.BoolVar(&o.Race, "race", false, "build it with the race detector")
+	fs.BoolVar(&o.Snapshots, "snapshots", false, "build it to take a snapshot every 16 KiB of log")
 	fs.StringVar(&o.root, "store", "store", "`directory` for what runs leave to look at")
 }
 
@@ -113,7 +111,7 @@ func brief(kinds []string) string {
 func (o *options) build(ctx context.Context) (string, error) {
 	var patches []overlay.Patch
 	suffix := ""
-	if o.snapshots {
+	if o.Snapshots {
 		patches = append(patches, overlay.Snapshots...)
 		suffix += "-snapshots"
 	}
@@ -122,10 +120,10 @@ func (o *options) build(ctx context.Context) (string, error) {
 		suffix += "-clock"
 		o.Clocks = true
 	}
-	if o.race {
+	if o.Race {
 		suffix += "-race"
 	}
-	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, patches, o.race)
+	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, patches, o.Race)
 }
 
 // buildPrefix begins the names of directories with patched copies of sources.

@@ -60,8 +60,12 @@ func cmdReplay(ctx context.Context, args []string, out io.Writer) (int, error) {
 		return exitHarness, err
 	}
 	o := options{Config: c, root: filepath.Dir(fs.Arg(0))}
-	if *binary != "" {
+	switch _, err := os.Stat(o.Binary); {
+	case *binary != "":
 		o.Binary = *binary
+	case errors.Is(err, os.ErrNotExist):
+		fmt.Fprintf(out, "the program of that run (commit %s) is gone: built anew from this source tree (commit %s)\n", o.Commit, commit(ctx))
+		o.Binary = ""
 	}
 	if err := o.prepare(ctx); err != nil {
 		return exitHarness, err
