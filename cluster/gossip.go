@@ -66,6 +66,7 @@ type gossip struct {
 	foreign map[string]bool     // clusters complained about
 
 	lastAddr map[string]string // peer addresses by id, of members long gone too
+	lastName map[string]string // and their names
 }
 
 func (n *Node) openGossip() error {
@@ -76,6 +77,7 @@ func (n *Node) openGossip() error {
 		foreign: make(map[string]bool),
 
 		lastAddr: make(map[string]string),
+		lastName: make(map[string]string),
 	}
 	host, portText, err := net.SplitHostPort(n.cfg.Gossip)
 	if err != nil {
@@ -364,7 +366,7 @@ func (g *gossip) note(node *memberlist.Node) {
 	g.mu.Lock()
 	g.members[m.ID] = m
 	if m.Addr != "" {
-		g.lastAddr[m.ID] = m.Addr
+		g.lastAddr[m.ID], g.lastName[m.ID] = m.Addr, m.Name
 	}
 	complain := own != "" && m.Cluster != "" && m.Cluster != own && !g.foreign[m.Cluster]
 	if complain {

@@ -38,6 +38,9 @@ type AdminNode interface {
 	// Subscribe's channel is closed when the subscriber falls behind, or cancels,
 	// or when the node stops.
 	Subscribe(buffer int) (<-chan fsm.Event, func())
+	// Transfer hands leadership to a server, or with "" to the best one, and returns
+	// the name of the leader in office. A [Refusal] says why it will not be done.
+	Transfer(ctx context.Context, to string) (leader string, err error)
 	// Ready says why the node cannot serve.
 	Ready(ctx context.Context) error
 	Name() string
@@ -91,6 +94,7 @@ func (p *webPort) routes() http.Handler {
 	m.HandleFunc("GET /v1/locks", p.locks)
 	m.HandleFunc("GET /v1/events", p.events)
 	m.HandleFunc("POST /v1/break", p.breakLocks)
+	m.HandleFunc("POST /v1/transfer", p.transfer)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")

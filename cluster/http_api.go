@@ -134,21 +134,8 @@ func (p *webPort) breakLocks(w http.ResponseWriter, r *http.Request) {
 
 // readBreak reads a request, and the HTTP status for its error.
 func readBreak(r *http.Request) (req BreakRequest, code int, err error) {
-	// A form of a foreign page cannot have this type without a browser asking first.
-	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-		return req, http.StatusUnsupportedMediaType, errors.New("wants Content-Type: application/json")
-	}
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
-	if err := d.Decode(&req); err != nil {
-		var long *http.MaxBytesError
-		if errors.As(err, &long) {
-			return req, http.StatusRequestEntityTooLarge, fmt.Errorf("the request is longer than %d bytes", long.Limit)
-		}
-		return req, http.StatusBadRequest, fmt.Errorf("read the request: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return req, http.StatusBadRequest, errors.New("read the request: more than one JSON value")
+	if code, err := readJSON(r, &req); err != nil {
+		return req, code, err
 	}
 	if len(req.Locks) == 0 {
 		return req, http.StatusBadRequest, errors.New("which locks? name them in \"locks\"")
@@ -157,6 +144,27 @@ func readBreak(r *http.Request) (req BreakRequest, code int, err error) {
 		return req, http.StatusBadRequest, errors.New("who breaks them? say so in \"by\"")
 	}
 	return req, 0, nil
+}
+
+// readJSON reads the one JSON value of a request's body, and the HTTP status for its error.
+func readJSON(r *http.Request, req any) (code int, err error) {
+	// A form of a foreign page cannot have this type without a browser asking first.
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return http.StatusUnsupportedMediaType, errors.New("wants Content-Type: application/json")
+	}
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(req); err != nil {
+		var long *http.MaxBytesError
+		if errors.As(err, &long) {
+			return http.StatusRequestEntityTooLarge, fmt.Errorf("the request is longer than %d bytes", long.Limit)
+		}
+		return http.StatusBadRequest, fmt.Errorf("read the request: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return http.StatusBadRequest, errors.New("read the request: more than one JSON value")
+	}
+	return 0, nil
 }
 
 // orEmpty makes JSON's [] of nil.

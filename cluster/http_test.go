@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,6 +47,13 @@ func (n *adminFake) Members(context.Context) ([]Member, error) {
 
 func (n *adminFake) Subscribe(buffer int) (<-chan fsm.Event, func()) {
 	return (&Node{events: n.events}).Subscribe(buffer)
+}
+
+func (n *adminFake) Transfer(_ context.Context, to string) (string, error) {
+	if to == "n9" {
+		return "", Refusal("n9 is not in touch")
+	}
+	return cmp.Or(to, "n2"), n.failure()
 }
 
 func (n *adminFake) Ready(context.Context) error { return n.failure() }

@@ -93,6 +93,7 @@ type Node struct {
 	cutting  atomic.Bool
 	space    space
 	suspects suspects
+	changing chan struct{} // holds a token while a command about membership or leadership runs
 }
 
 // linkRun is a link and the end of its goroutine.
@@ -126,6 +127,8 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		events:  newFeed(),
 		applied: make(chan struct{}, 1),
 		terms:   make(chan struct{}),
+
+		changing: make(chan struct{}, 1),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if n.cfg.Dial == nil {

@@ -411,6 +411,14 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
 		}
 		return mustJSON(n.liveness.anchored(fences)), nil
+	case askHealth:
+		return mustJSON(n.health()), nil
+	case askTransfer:
+		var q transferQuery
+		if err := json.Unmarshal(payload, &q); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return mustJSON(n.handTo(ctx, q)), nil
 	case askInvite:
 		var inv invitation
 		if err := json.Unmarshal(payload, &inv); err != nil {

@@ -90,6 +90,9 @@ const (
 	askCharges = 'c' // place -> []charge: what ends with the processes of a place
 	askAnchors = 'n' // []fsm.Fence -> those of them that are anchored at the node
 	askInvite  = 'v' // invitation to found a cluster
+	askHealth  = 'h' // -> health
+
+	askTransfer = 'f' // transferQuery -> adminReply; answered by the leader
 )
 
 // Status bytes of frameReply.

@@ -257,9 +257,7 @@ func (c *chaos) strike() {
 		}
 	case 7:
 		c.check.tally("transfers")
-		if n := c.nodes[one]; n.office.Load() != nil {
-			_ = n.raft.LeadershipTransfer().Error()
-		}
+		c.transfer(c.pick(c.rng).Node, []string{"", c.peers[c.rng.IntN(len(c.peers))].ID}[c.rng.IntN(2)])
 	case 8:
 		// Who is away meanwhile has to be sent the snapshot.
 		c.check.tally("snapshots")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -222,9 +223,9 @@ func (n *Node) voterIDs(ctx context.Context) map[string]bool {
 func (n *Node) names() map[string]string {
 	names := map[string]string{n.id: n.cfg.Name}
 	if n.gossip != nil {
-		for _, m := range n.gossip.all() {
-			names[m.ID] = m.Name
-		}
+		n.gossip.mu.Lock()
+		maps.Copy(names, n.gossip.lastName)
+		n.gossip.mu.Unlock()
 	}
 	return names
 }

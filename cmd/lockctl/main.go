@@ -80,13 +80,14 @@ func newRoot(stdout io.Writer) *cobra.Command {
 
 Exit status:
    0  done
-   1  refused, or nothing to break
+   1  refused, or nothing to do
   64  wrong option or argument
   69  no answer: the node cannot be reached, or the cluster has no leader`,
 		Example: `  lockctl status
   lockctl locks --lock build
   lockctl break build --fence 4711
   lockctl watch --json | jq .
+  lockctl transfer lock2
   lockctl --addr node2:1755 members`,
 		Version:           version,
 		SilenceErrors:     true,
@@ -106,7 +107,7 @@ Exit status:
 	f.StringVar(&p.addr, "addr", addr, "HTTP `address` of a node; $LOCKERD_HTTP sets the default")
 	f.DurationVar(&p.timeout, "timeout", 20*time.Second, "longest `time` to wait for an answer")
 	f.BoolVar(&p.json, "json", false, "print JSON, for programs")
-	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand())
+	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand())
 	return root
 }
 

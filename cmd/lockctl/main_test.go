@@ -90,7 +90,7 @@ func TestOutput(t *testing.T) {
 	}
 }
 
-func TestBreak(t *testing.T) {
+func TestCommands(t *testing.T) {
 	for _, c := range []struct {
 		args   string
 		code   int
@@ -107,6 +107,12 @@ func TestBreak(t *testing.T) {
 		{"break a --by op", 503, `{"error":"no leader: 1 of 3"}`, 69, `{"by":"op","locks":["a"]}`, "no leader: 1 of 3"},
 		{"break", 200, "", 64, "", "at least 1 arg"},
 		{"break a --fence 0", 200, "", 64, "", "--fence 0"},
+		{"transfer", 200, `{"leader":"n2"}`, 0, `{"to":""}`, "Leader: n2\n"},
+		{"transfer n2", 200, `{"leader":"n2"}`, 0, `{"to":"n2"}`, "Leader: n2\n"},
+		{"transfer n2 --json", 200, `{"leader":"n2"}`, 0, `{"to":"n2"}`, "{\n  \"leader\": \"n2\"\n}\n"},
+		{"transfer n2", 409, `{"error":"n2 is not in touch"}`, 1, `{"to":"n2"}`, "refused: n2 is not in touch"},
+		{"transfer n2", 503, `{"error":"no leader: 1 of 3"}`, 69, `{"to":"n2"}`, "no leader: 1 of 3"},
+		{"transfer n2 n3", 200, "", 64, "", "at most 1 arg"},
 	} {
 		f := &fake{code: c.code, body: c.body}
 		code, out, errs := lockctl(t, serve(t, f), c.args)

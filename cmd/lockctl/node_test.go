@@ -86,6 +86,9 @@ func TestAgainstNode(t *testing.T) {
 	ask("members", 0, `n1 +leader`)
 	ask("locks", 0, `a +alice +1 +exclusive .* 1\n`, `a +bob +1 +exclusive`)
 	ask("break a --fence 99", 1, `fence 99`)
+	ask("transfer", 1, `refused: no other server can lead`)
+	ask("transfer n9", 1, `refused: no server is called n9`)
+	ask("transfer n1", 0, `Leader: n1\n`)
 
 	out := new(lines)
 	go run(t.Context(), []string{"--addr", web, "watch", "--lock", "a"}, out, io.Discard)
