@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,21 +33,27 @@ type adminReply struct {
 	Refused string `json:"refused,omitempty"` // it will not be done
 	Failed  string `json:"failed,omitempty"`  // it may be done when asked for again
 	Away    string `json:"away,omitempty"`    // this node does not lead, or no longer: ask the next leader
+	Begun   bool   `json:"begun,omitempty"`   // Away: something was done about it before
 }
 
 // admin has the leader, which may be this node, carry out a command. It is put to
 // each leader again until one has an answer, so it has to be one that may be
-// repeated. own carries it out here; query makes the question to another leader.
-func (n *Node) admin(ctx context.Context, method byte, query func(lead string) any, own func(context.Context) adminReply) (adminReply, error) {
+// repeated. own carries it out here; query makes the question to another leader. Both
+// are told the id of the first leader that may have done something about it.
+func (n *Node) admin(ctx context.Context, method byte, query func(first string) any, own func(ctx context.Context, first string) adminReply) (adminReply, error) {
+	first := ""
 	for {
 		changed := n.leaderChanged()
 		var err error = ErrNoLeader
 		var reply adminReply
+		asked := ""
 		if n.office.Load() != nil {
-			reply, err = own(ctx), nil
+			asked = n.id
+			reply, err = own(ctx, cmp.Or(first, asked)), nil
 		} else if l := n.leaderLink(); l != nil {
+			asked = l.id
 			var b []byte
-			b, err = l.ask(ctx, method, mustJSON(query(l.id)))
+			b, err = l.ask(ctx, method, mustJSON(query(cmp.Or(first, asked))))
 			var remote remoteError
 			switch {
 			case errors.As(err, &remote):
@@ -54,6 +61,9 @@ func (n *Node) admin(ctx context.Context, method byte, query func(lead string) a
 			case err == nil && json.Unmarshal(b, &reply) != nil:
 				return adminReply{}, errPeerGarbage
 			}
+		}
+		if err != nil || reply.Begun {
+			first = cmp.Or(first, asked)
 		}
 		switch {
 		case err != nil:
@@ -92,7 +102,7 @@ type health struct {
 }
 
 func (n *Node) health() health {
-	h := health{LowDisk: n.diskLow.Load()}
+	h := health{LowDisk: n.space.isLow()}
 	if n.raft != nil {
 		h.Last, h.Applied = n.raft.LastIndex(), n.raft.AppliedIndex()
 	}

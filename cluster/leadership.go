@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/lockerd/lockerd/fsm"
 )
 
@@ -16,6 +18,9 @@ const (
 	tickEvery = 5 * time.Second
 
 	reapEvery = time.Second
+
+	// settle is how often a new leader looks whether Raft has done with its last hand-over.
+	settle = 5 * time.Millisecond
 )
 
 // watchLeadership follows Raft's word on whether this node leads. Raft waits for each
@@ -85,7 +90,14 @@ func (n *Node) serveTerms(turn <-chan struct{}, leads func() bool) {
 func (n *Node) term(ctx context.Context) {
 	// Until an entry of this term is applied, the table may lack what earlier
 	// leaders have committed and answered.
-	if err := n.raft.Barrier(0).Error(); err != nil {
+	err := n.raft.Barrier(0).Error()
+	for errors.Is(err, raft.ErrLeadershipTransferInProgress) && ctx.Err() == nil {
+		// Of an earlier term: Raft may notice the end of that only when leadership
+		// has come back already.
+		pause(ctx, settle)
+		err = n.raft.Barrier(0).Error()
+	}
+	if err != nil {
 		n.log.Warn("elected, but not in office", "error", err)
 		return
 	}

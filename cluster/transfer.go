@@ -11,7 +11,7 @@ import (
 )
 
 // transferQuery asks the leader to hand over. From is the leader that was first asked
-// for it: without a name in To, the job is done once another one leads.
+// for it and may have done it: without a name in To, the job is done once another one leads.
 type transferQuery struct {
 	To   string `json:"to,omitempty"`
 	From string `json:"from,omitempty"`
@@ -21,15 +21,10 @@ type transferQuery struct {
 // to the one that is best fit for it. It returns the leader's name once that one is in office. A
 // [Refusal] says why it will not be done.
 func (n *Node) Transfer(ctx context.Context, to string) (leader string, err error) {
-	q := transferQuery{To: to}
 	reply, err := n.admin(ctx, askTransfer,
-		func(lead string) any {
-			q.From = cmp.Or(q.From, lead)
-			return q
-		},
-		func(ctx context.Context) adminReply {
-			q.From = cmp.Or(q.From, n.id)
-			return n.handTo(ctx, q)
+		func(first string) any { return transferQuery{To: to, From: first} },
+		func(ctx context.Context, first string) adminReply {
+			return n.handTo(ctx, transferQuery{To: to, From: first})
 		})
 	return cmp.Or(reply.Name, reply.ID), err
 }
@@ -65,11 +60,11 @@ func (n *Node) handTo(ctx context.Context, q transferQuery) adminReply {
 	n.log.Info("handing leadership over", "to", target.title())
 	err = waitFor(ctx, n.raft.LeadershipTransferToServer(target.ID, target.Address).Error)
 	switch {
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost):
+	case errors.Is(err, raft.ErrNotLeader): // it does not know yet that it is out of office
 		return adminReply{Away: errOutOfOffice.Error()}
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
 		// A leader hands over by itself when it stops or its disk is full.
-		return adminReply{Away: "leadership is being handed over already"}
+		return adminReply{Away: "leadership is being handed over already", Begun: true}
 	case err != nil:
 		return adminReply{Failed: fmt.Sprintf("%s has not taken over, and %s still leads: %v (try again)", target.title(), n.cfg.Name, err)}
 	}
