@@ -185,7 +185,7 @@ func (p *Proc) Stop() error {
 	pid := p.cmd.Process.Pid
 	p.mu.Unlock()
 	for end := time.Now().Add(stopWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if stopped(pid) {
+		if Stopped(pid) {
 			return nil
 		}
 	}
@@ -200,8 +200,9 @@ func (p *Proc) Continue() error {
 	return nil
 }
 
-// stopped looks at the state of each thread: field 3 of proc_pid_stat(5).
-func stopped(pid int) bool {
+// Stopped says whether no thread of a process runs or could. It looks at the state of
+// each: field 3 of proc_pid_stat(5).
+func Stopped(pid int) bool {
 	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil || len(stats) == 0 {
 		return false

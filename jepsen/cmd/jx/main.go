@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/lockerd/lockerd/jepsen/versus"
 	"github.com/lockerd/lockerd/jepsen/workload"
 )
 
@@ -37,6 +38,7 @@ Usage: jx COMMAND [OPTION]...
   check      judge stored runs again
   replay     do a stored run again: the same seed and schedule
   selftest   build servers with faults in them; each must be caught
+  versus     lockersh beside etcdctl lock: lost updates, and holders killed
   serve      browse the stored runs
   table      stored runs as a matrix, in Markdown
   sweep      remove what killed runs may have left
@@ -63,6 +65,8 @@ type command func(ctx context.Context, args []string, out io.Writer) (int, error
 var commands = map[string]command{
 	"run": cmdRun, "ci": cmdCI, "all": cmdAll, "soak": cmdSoak, "check": cmdCheck, "replay": cmdReplay,
 	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList, "table": cmdTable,
+	"versus": cmdVersus, versusInside: cmdVersusInside, versus.IncrementCommand: holderOf(versus.Increment),
+	versus.HoldCommand: holderOf(versus.Hold), versus.StampCommand: holderOf(versus.Stamp),
 }
 
 func main() {

@@ -30,6 +30,17 @@ func TestCommandLines(t *testing.T) {
 		{"check /nowhere", exitHarness, "/nowhere"},
 		{"replay /nowhere", exitHarness, "/nowhere"},
 		{"list", exitPass, "powerall"},
+		{"versus", exitUsage, "counter or death"},
+		{"versus --help", exitPass, "etcdctl lock"},
+		{"versus dance", exitUsage, `no test "dance"`},
+		{"versus counter --help", exitPass, "--processes"},
+		{"versus counter --processes 1", exitUsage, "--processes 1: it can be 2 to"},
+		{"versus counter --ttl 1s", exitUsage, "--ttl 1s"},
+		{"versus counter --ttl 10s --pause 5s", exitUsage, "longer than a lease"},
+		{"versus counter --dir /nowhere", exitHarness, "/nowhere"},
+		{"versus death --runs 0", exitUsage, "--runs 0"},
+		{"versus death --ttl 2500ms", exitUsage, "whole seconds"},
+		{"versus-stamp", exitHarness, "that jx versus starts"},
 	} {
 		var out, errs bytes.Buffer
 		code := dispatch(context.Background(), strings.Fields(c.args), &out, &errs)

@@ -15,7 +15,8 @@ import (
 	"github.com/lockerd/lockerd/jepsen/run"
 )
 
-// longestBuild is how long a build may take that is still under way.
+// longestBuild is how long a build, or jx versus, may leave its directory as it is
+// while it is under way.
 const longestBuild = time.Hour
 
 // manyRuns bounds the arguments of commands that take stored runs.
@@ -108,7 +109,8 @@ func cmdSweep(_ context.Context, args []string, out io.Writer) (int, error) {
 			continue // a run is in it, or about to begin
 		}
 		remove := os.Remove // fails for what is not ours: ours are empty
-		if strings.HasPrefix(filepath.Base(dir), buildPrefix) && time.Since(info.ModTime()) > longestBuild {
+		name := filepath.Base(dir)
+		if (strings.HasPrefix(name, buildPrefix) || strings.HasPrefix(name, versusPrefix)) && time.Since(info.ModTime()) > longestBuild {
 			remove = os.RemoveAll
 		}
 		if remove(dir) == nil {
