@@ -31,7 +31,7 @@ fuzz:
 	scripts/fuzz $(FUZZTIME)
 
 jepsen:
-	go test -count=1 -tags jepsen ./jepsen/run
+	go test -count=1 -tags jepsen -p 1 ./jepsen/run ./jepsen/versus
 	go build -o bin/jx ./jepsen/cmd/jx
 	bin/jx ci
 
