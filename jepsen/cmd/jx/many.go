@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -19,6 +20,7 @@ import (
 type job struct {
 	workload string
 	nemesis  []string
+	seed     uint64 // 0 takes the next
 }
 
 // selection is what continuous integration runs. Together it has most kinds of
@@ -83,6 +85,8 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	o.flags(fs)
 	budget := fs.Duration("budget", 0, "begin no further run after so `long`; 0 for no limit")
 	skip := fs.Int("skip", 0, "leave the first `number` of runs out, as done before with the same seed")
+	part := fs.String("part", "1/1", "do the `I/N`th part of the runs: others do the rest with the same seed")
+	only := fs.StringSlice("workload", nil, "only these workloads, with commas between")
 	onward := fs.Bool("keep-going", false, "go on after a run that did not pass")
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
@@ -96,21 +100,37 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	var jobs []job
 	for _, w := range workload.All {
 		for _, n := range sets {
-			jobs = append(jobs, job{workload: w.Name, nemesis: n})
+			if len(*only) == 0 || slices.Contains(*only, w.Name) {
+				jobs = append(jobs, job{workload: w.Name, nemesis: n})
+			}
 		}
+	}
+	for _, name := range *only {
+		if _, ok := workload.Named(name); !ok {
+			return exitUsage, usageError{fmt.Errorf("no workload %q", name)}
+		}
+	}
+	var i, of int
+	if n, err := fmt.Sscanf(*part, "%d/%d", &i, &of); n != 2 || err != nil || i < 1 || i > of {
+		return exitUsage, usageError{fmt.Errorf("--part %s is not of the form 2/3", *part)}
 	}
 	rand.New(rand.NewPCG(o.Seed, 0)).Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
 	if *skip < 0 || *skip > len(jobs) {
 		return exitUsage, usageError{fmt.Errorf("--skip %d of %d runs", *skip, len(jobs))}
 	}
-	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(jobs)-*skip)
-	jobs, o.Seed = jobs[*skip:], o.Seed+uint64(*skip)
+	var mine []job
+	for n, j := range jobs {
+		if j.seed = o.Seed + uint64(n); n >= *skip && n%of == i-1 {
+			mine = append(mine, j)
+		}
+	}
+	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(mine))
 	if *budget > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, *budget)
 		defer cancel()
 	}
-	return o.many(ctx, out, jobs, !*onward)
+	return o.many(ctx, out, mine, !*onward)
 }
 
 func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
@@ -155,7 +175,7 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 		if ctx.Err() != nil {
 			break
 		}
-		o.Workload, o.Nemesis, o.Seed = j.workload, j.nemesis, seed+uint64(i)
+		o.Workload, o.Nemesis, o.Seed = j.workload, j.nemesis, cmp.Or(j.seed, seed+uint64(i))
 		clock := slices.ContainsFunc(j.nemesis, nemesis.NeedsClock)
 		o.Binary, o.Clocks = programs[clock], clock
 		// A Go runtime with another clock and the race detector takes minutes to build.
