@@ -86,7 +86,7 @@ const needed = 3
 // All runs every check that makes sense for the workload.
 func All(in Input) []Result {
 	a := newAudit(in.Events, in.End.Fence)
-	pairs := history.Pairs(in.Ops)
+	pairs := fenced(history.Pairs(in.Ops), a)
 	results := []Result{
 		fences(pairs), streams(in.Events, a), faults(in), order(pairs), reuse(pairs), exclusion(in, pairs),
 		losses(in, pairs, a), acknowledged(pairs, a),

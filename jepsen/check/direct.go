@@ -362,7 +362,7 @@ func refusals(in Input, pairs []history.Pair) Result {
 		}
 		r.Looked++
 		excused := slices.ContainsFunc(fills, func(t time.Duration) bool { return p.Call.Time >= t-time.Second && p.Return.Time <= t+handOver })
-		if p.Type() == history.Fail && p.Return.Error != history.Busy && !excused {
+		if p.Type() == history.Fail && p.Return.Error != history.Busy && p.Return.Error != history.Unsent && !excused {
 			r.problem(p.Return.Index, "op %d at %v: %s", p.Return.Index, p.Return.Time, p.Return.Error)
 		}
 	}

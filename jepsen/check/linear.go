@@ -58,11 +58,12 @@ func byLock(ops []porcupine.Operation) map[string][]porcupine.Operation {
 // Explain is the porcupine history and verdict of the first lock that fails, for
 // its picture; ok is false if none does.
 func Explain(in Input) (info porcupine.LinearizationInfo, ok bool) {
-	pairs := history.Pairs(in.Ops)
+	a := newAudit(in.Events, in.End.Fence)
+	pairs := fenced(history.Pairs(in.Ops), a)
 	if !modelled(pairs) {
 		return info, false
 	}
-	for _, ops := range byLock(Operations(pairs, newAudit(in.Events, in.End.Fence))) {
+	for _, ops := range byLock(Operations(pairs, a)) {
 		if porcupine.CheckOperationsTimeout(model.Lock, ops, checkTime) != porcupine.Illegal {
 			continue
 		}

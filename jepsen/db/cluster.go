@@ -15,6 +15,9 @@ import (
 	"github.com/lockerd/lockerd/jepsen/proc"
 )
 
+// PidstatPort is the UDP port of a pidstatd.
+const PidstatPort = "1752"
+
 // Ports of a node, the defaults of lockerd.
 const (
 	clientPort = "1751"
@@ -29,12 +32,41 @@ type Options struct {
 	Nodes  int
 	Disks  string // directory of a tmpfs, for images and mount points
 	Logs   string // directory for what the nodes print
+
+	// Pidstatd is the program for a host without a node; empty for none.
+	Pidstatd string
 }
 
 // Cluster is a number of nodes.
 type Cluster struct {
 	Nodes []*Node
+	Far   *Far // nil unless there is a host without a node
 	net   *netns.Network
+}
+
+// Far is a host that runs no node, but a pidstatd, as hosts of old clients do.
+type Far struct {
+	*proc.Proc
+	Host *netns.Host
+}
+
+// Start runs the pidstatd on its host.
+func (f *Far) Start() error { return f.Proc.Start(f.Host.Within) }
+
+func newFar(w *netns.Network, o Options) (*Far, error) {
+	h, err := w.Far()
+	if err != nil {
+		return nil, err
+	}
+	f := &Far{
+		Proc: &proc.Proc{
+			Name: "pidstatd", Path: o.Pidstatd, Args: []string{"--nofork", "--host", h.IP, "--port", PidstatPort},
+			// Such lines as no server may write are looked for there, too.
+			Log: filepath.Join(o.Logs, "lockerd-pidstatd.log"),
+		},
+		Host: h,
+	}
+	return f, f.Start()
 }
 
 // Node is one lockerd with its host and its disk.
@@ -100,12 +132,20 @@ func New(o Options) (*Cluster, error) {
 			return nil, errors.Join(err, c.Close())
 		}
 	}
+	if o.Pidstatd != "" {
+		if c.Far, err = newFar(w, o); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
 	return c, nil
 }
 
 // Close kills the nodes and unmounts their disks.
 func (c *Cluster) Close() error {
 	var errs []error
+	if c.Far != nil {
+		c.Far.Kill()
+	}
 	for _, n := range c.Nodes {
 		_ = n.Disk.Thaw() // a process that waits for its disk cannot end
 		n.Kill()

@@ -29,8 +29,18 @@ type Status struct {
 		Waits int    `json:"waits"`
 		Fence uint64 `json:"fence"`
 	} `json:"counts"`
-	Digest string `json:"digest"`
-	Index  uint64 `json:"digest_index"`
+	Digest  string   `json:"digest"`
+	Index   uint64   `json:"digest_index"`
+	ID      string   `json:"id"`
+	Servers []Server `json:"servers"`
+}
+
+// Server is one that the node knows, with a vote or without. One that was wiped has
+// another id than before.
+type Server struct {
+	Name  string `json:"name"`
+	ID    string `json:"id"`
+	Voter bool   `json:"voter"`
 }
 
 // Hold is an entry of the table.
@@ -70,7 +80,11 @@ var observer = &http.Client{Transport: &http.Transport{
 var ErrRefused = errors.New("the node refused")
 
 func (n *Node) ask(ctx context.Context, method, path string, body, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+	return n.askWithin(ctx, askTime, method, path, body, into)
+}
+
+func (n *Node) askWithin(ctx context.Context, limit time.Duration, method, path string, body, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var in io.Reader
 	if body != nil {

@@ -33,17 +33,35 @@ func New(dir, name string) (*Disk, error) {
 	}
 	err = errors.Join(f.Truncate(size), f.Close(), os.Mkdir(d.Dir, 0o700))
 	if err == nil {
-		// Nothing is kept in reserve for root, who is us, and no work is left to a
-		// kernel thread.
-		err = command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
-	}
-	if err == nil {
-		err = d.mount()
+		err = d.format()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make a disk: %w", err)
 	}
 	return d, nil
+}
+
+// format makes a file system in the image and mounts it.
+func (d *Disk) format() error {
+	// Nothing is kept in reserve for root, who is us, and no work is left to a
+	// kernel thread.
+	err := command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
+	if err != nil {
+		return err
+	}
+	return d.mount()
+}
+
+// Wipe puts an empty file system in the place of this one, which nobody may use.
+func (d *Disk) Wipe() error {
+	err := d.unmount()
+	if err == nil {
+		err = d.format()
+	}
+	if err != nil {
+		return fmt.Errorf("wipe %s: %w", d.Dir, err)
+	}
+	return nil
 }
 
 func (d *Disk) mount() error {

@@ -24,8 +24,12 @@ const (
 	Death   = "death" // of the process that owned a hold
 )
 
-// Busy is the Error of an Acquire that was told so.
-const Busy = "busy"
+// Busy is the Error of an Acquire that was told so, and Unsent of one that has
+// certainly reached no server.
+const (
+	Busy   = "busy"
+	Unsent = "unsent"
+)
 
 // Reuse is the note of the nemesis that a dead process's number was given to another.
 const Reuse = "pidreuse"
@@ -50,6 +54,7 @@ type Op struct {
 	All   bool          `json:"all,omitempty"`   // Acquire wanted all of Locks
 	Limit time.Duration `json:"limit,omitempty"` // the hold may end so long after it was asked for
 	Lease time.Duration `json:"lease,omitempty"` // the hold may end when its owner is silent for so long
+	Proto int           `json:"proto,omitempty"` // of a client that speaks it itself; 1 has no fences
 	Value string        `json:"value,omitempty"`
 	Node  string        `json:"node,omitempty"`
 	Error string        `json:"error,omitempty"`

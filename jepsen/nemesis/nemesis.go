@@ -43,6 +43,7 @@ var kinds = map[string]fault{
 	"reorder":   reorder,
 	"kill":      kill,
 	"killall":   killAll,
+	"mute":      mute,
 	"pause":     pause,
 	"pauselead": pauseLeader,
 	"pauseall":  pauseAll,
@@ -53,6 +54,8 @@ var kinds = map[string]fault{
 	"stall":     stall,
 	"slowdisk":  slowDisk,
 	"full":      full,
+	"transfer":  transfer,
+	"member":    member,
 	"bitflip":   bitflip,
 	"truncate":  truncate,
 	"clockjump": clockJump,
@@ -65,10 +68,15 @@ func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
 // NeedsClock says whether a fault needs nodes with clocks that can be set.
 func NeedsClock(kind string) bool { return kind == "clockjump" || kind == "clockrate" }
 
+// NeedsFar says whether a fault needs a host without a node.
+func NeedsFar(kind string) bool { return kind == "mute" }
+
 // Usual are all faults but those that damage what is on the disk, behind the back of
-// whoever has written it.
-func Usual() []string {
-	return slices.DeleteFunc(Kinds(), func(k string) bool { return k == "bitflip" || k == "truncate" })
+// whoever has written it. far says that there is a host without a node.
+func Usual(far bool) []string {
+	return slices.DeleteFunc(Kinds(), func(k string) bool {
+		return k == "member" || k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
+	})
 }
 
 // Known says whether there is such a fault.

@@ -3,7 +3,9 @@ package nemesis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"time"
 
 	"github.com/lockerd/lockerd/jepsen/db"
 )
@@ -47,6 +49,24 @@ func pauseLeader(ctx context.Context, e *Env, rng *rand.Rand) (string, func() er
 
 func pauseAll(_ context.Context, e *Env, _ *rand.Rand) (string, func() error, error) {
 	return paused(e.Cluster.Nodes)
+}
+
+// mute takes the answers away that say which processes live on the host without a node:
+// its pidstatd is killed, or stopped so that it answers late; or questions are lost; or
+// they take their time on the line.
+func mute(_ context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	far := e.Cluster.Far
+	switch rng.IntN(4) {
+	case 0:
+		far.Kill()
+		return "pidstatd is killed", far.Start, nil
+	case 1:
+		return "pidstatd is stopped", far.Continue, far.Stop()
+	case 2:
+		return "no question reaches pidstatd", far.Host.Heal, far.Host.Deafen(db.PidstatPort)
+	}
+	const least, most = 200 * time.Millisecond, 900 * time.Millisecond
+	return fmt.Sprintf("each packet of its host takes %v to %v", least, most), far.Host.Heal, far.Host.Delay(least, most, true)
 }
 
 // restart stops nodes as an operator does, and starts them later.

@@ -58,6 +58,17 @@ func New(n int) (*Network, error) {
 // Hosts are the hosts, in order.
 func (w *Network) Hosts() []*Host { return w.hosts }
 
+// farNumber is that of a host beside the numbered ones.
+const farNumber = 90
+
+// Far makes one more host, far from the others in number.
+func (w *Network) Far() (*Host, error) {
+	if err := w.add(farNumber); err != nil {
+		return nil, err
+	}
+	return w.hosts[len(w.hosts)-1], nil
+}
+
 // Close lets go of the hosts. Those that no process uses vanish.
 func (w *Network) Close() error {
 	var errs []error
@@ -129,6 +140,13 @@ func (h *Host) fill(set string, from []string) error {
 func (h *Host) Lose(percent int) error {
 	return h.Within(func() error {
 		return nft(fmt.Sprintf("add rule inet jx losing numgen random mod 100 < %d drop\n", percent))
+	})
+}
+
+// Deafen drops the datagrams that are sent to a port of the host.
+func (h *Host) Deafen(port string) error {
+	return h.Within(func() error {
+		return nft(fmt.Sprintf("add rule inet jx losing udp dport %s drop\n", port))
 	})
 }
 

@@ -251,7 +251,48 @@ func TestNetworkFaultsBite(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	t.Run("deafen", func(t *testing.T) { deafenBites(t, a, b) })
 	t.Run("delay", func(t *testing.T) { delayBites(t, a, b) })
+}
+
+// A port that is deaf hears nothing, and others do.
+func deafenBites(t *testing.T, a, b *netns.Host) {
+	var from net.PacketConn
+	ports := map[string]net.PacketConn{"7": nil, "8": nil}
+	listen := func(h *netns.Host, port string) (c net.PacketConn) {
+		err := h.Within(func() (err error) { c, err = net.ListenPacket("udp", h.IP+":"+port); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	from = listen(a, "0")
+	for p := range ports {
+		ports[p] = listen(b, p)
+	}
+	if err := b.Deafen("7"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"7", "8"} {
+		if _, err := from.WriteTo([]byte("x"), ports[p].LocalAddr()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hears := func(p string, within time.Duration) bool {
+		if err := ports[p].SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := ports[p].ReadFrom(make([]byte, 1))
+		return err == nil
+	}
+	// What was sent later has arrived, so what was sent before would have.
+	if !hears("8", 5*time.Second) || hears("7", 10*time.Millisecond) {
+		t.Error("the wrong port is deaf")
+	}
+	if err := b.Heal(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Held packets arrive late, all of them, whole, and in their order unless they may

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,13 +25,15 @@ type Config struct {
 	Rhythm   gen.Rhythm    `json:"rhythm"`           // of the faults; zero is the default
 	Clocks   bool          `json:"clocks,omitempty"` // the binary has a clock that can be set
 	NoGuard  bool          `json:"no_guard,omitempty"`
+	Raw      bool          `json:"raw,omitempty"` // clients speak the line protocol, and repeat nothing
 	// Race and Snapshots say how the binary was built: with the race detector, and to
 	// take snapshots often.
 	Race      bool   `json:"race,omitempty"`
 	Snapshots bool   `json:"snapshots,omitempty"`
 	Commit    string `json:"commit,omitempty"`
 	Binary    string `json:"binary"`
-	Store     string `json:"store"` // directory of this run
+	Pidstatd  string `json:"pidstatd,omitempty"` // the program, if there is a host without a node
+	Store     string `json:"store"`              // directory of this run
 }
 
 // Validate says what is wrong with a configuration.
@@ -46,11 +49,19 @@ func (c Config) Validate() error {
 			return fmt.Errorf("fault %s needs servers with clocks that can be set", k)
 		}
 	}
+	if !c.Far() && slices.ContainsFunc(c.Nemesis, nemesis.NeedsFar) {
+		return fmt.Errorf("%v: workload %s has no host without a node", c.Nemesis, c.Workload)
+	}
+	if c.Raw && c.Workload == "fenced" {
+		return errors.New("the holders of workload fenced repeat what they ask")
+	}
 	switch {
 	case c.Nodes < 1 || c.Nodes > 9:
 		return fmt.Errorf("%d nodes: a cluster has 1 to 9", c.Nodes)
 	case c.Nodes < 2 && slices.ContainsFunc(c.Nemesis, needsOthers):
 		return fmt.Errorf("%v on one node: there is nobody to cut it off from", c.Nemesis)
+	case c.Nodes < 3 && slices.Contains(c.Nemesis, "member"):
+		return fmt.Errorf("member with %d nodes: no majority would be left", c.Nodes)
 	case c.Clients < 1 || c.Locks < 1 || c.Rate <= 0:
 		return fmt.Errorf("%d clients, %d locks, %v actions a second: all must be above 0", c.Clients, c.Locks, c.Rate)
 	case c.Time < time.Second:
@@ -59,6 +70,12 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// Far says whether the clients are on a host of their own, without a node.
+func (c Config) Far() bool {
+	w, _ := workload.Named(c.Workload)
+	return w.Far
+}
+
 func needsOthers(kind string) bool {
-	return slices.Contains([]string{"partition", "isolate", "ring", "oneway"}, kind)
+	return slices.Contains([]string{"partition", "isolate", "ring", "oneway", "transfer"}, kind)
 }

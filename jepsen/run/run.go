@@ -52,7 +52,7 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	}
 	s := &session{Config: c, rec: history.NewRecorder(), freezing: freezing}
 	s.work, _ = workload.Named(c.Workload)
-	s.cluster, err = db.New(db.Options{Binary: c.Binary, Nodes: c.Nodes, Disks: dir, Logs: c.Store})
+	s.cluster, err = db.New(db.Options{Binary: c.Binary, Nodes: c.Nodes, Disks: dir, Logs: c.Store, Pidstatd: s.pidstatd()})
 	if err != nil {
 		return in, err
 	}
@@ -61,6 +61,14 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	err = errors.Join(err, s.cluster.Close())
 	in.End.Logs, in.End.Installs = readLogs(c.Store)
 	return in, errors.Join(err, Save(c.Store, in))
+}
+
+// pidstatd is the program for a host without a node, if there is to be one.
+func (s *session) pidstatd() string {
+	if !s.work.Far {
+		return ""
+	}
+	return s.Pidstatd
 }
 
 func (s *session) run(ctx context.Context) (in check.Input, err error) {
@@ -81,7 +89,12 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	}
 	s.env = &workload.Env{
 		Rec: s.rec, Seed: s.Seed, Clients: s.Clients, Locks: s.Locks, Rate: s.Rate,
-		Guard: !s.NoGuard, Break: s.breaker,
+		Guard: !s.NoGuard, Break: s.breaker, Raw: s.Raw,
+	}
+	if far := s.cluster.Far; far != nil {
+		s.env.Far, s.env.HostName = far.Host.Within, far.Host.IP
+	} else if s.env.HostName, err = os.Hostname(); err != nil {
+		return in, err
 	}
 	for _, n := range s.cluster.Nodes {
 		s.env.Hosts = append(s.env.Hosts, n.Client())
@@ -215,6 +228,9 @@ func (s *session) ended() []string {
 	var all []string
 	for _, n := range s.cluster.Nodes {
 		all = append(all, n.EndedAlone()...)
+	}
+	if far := s.cluster.Far; far != nil {
+		all = append(all, far.EndedAlone()...)
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -34,9 +35,15 @@ func (c *Client) holdOfChild(ctx context.Context, a gen.Action) error {
 		_ = child.Process.Kill()
 		_ = child.Wait() // it was killed
 	}
-	o := c.options(names(a.Locks))
+	o := c.options(c.env.names(a.Locks))
 	o.Try, o.PID, o.Autounlock = a.Try, child.Process.Pid, true
-	h, err := c.acquire(o)
+	var h *Hold
+	var err error
+	if c.env.Far != nil {
+		h, err = c.lockOriginal(o)
+	} else {
+		h, err = c.acquire(o)
+	}
 	if h == nil {
 		kill()
 		return err
@@ -48,6 +55,9 @@ func (c *Client) holdOfChild(ctx context.Context, a gen.Action) error {
 		return nil
 	}
 	kill()
+	if h.locker == nil {
+		return c.freed(child.Process.Pid, h, a.Roll >= 0.75)
+	}
 	if a.Roll >= 0.75 {
 		// Another process under the number of the dead one is not that one.
 		defer c.env.reuse(child.Process.Pid)()
@@ -64,6 +74,37 @@ func (c *Client) holdOfChild(ctx context.Context, a gen.Action) error {
 	return nil
 }
 
+const (
+	// reusedFor is how long a dead process's number is another's, for which pidstatd,
+	// that knows nothing but numbers, takes it then.
+	reusedFor = time.Second
+
+	lookEvery = 250 * time.Millisecond
+)
+
+// freed waits until a hold has ended with its process, whose owner is told nothing.
+func (c *Client) freed(pid int, h *Hold, reused bool) error {
+	if reused {
+		end := c.env.reuse(pid)
+		time.Sleep(reusedFor)
+		end()
+	}
+	user, locks := c.user, h.locks
+	for end := time.Now().Add(freedWithin); time.Now().Before(end); time.Sleep(lookEvery) {
+		// What is left at the end of the run is a finding.
+		if owner, err := c.readOnce(locks[0], h.proto); err == nil && owner != user {
+			return nil
+		}
+	}
+	if _, err := os.Stat(fmt.Sprint("/proc/", pid)); err == nil {
+		// A thread of somebody else has got the number meanwhile. Nothing that knows
+		// numbers alone could see that the process is dead.
+		c.env.Rec.Add(history.Op{Process: history.Nemesis, Type: history.Info, F: history.Reuse, Value: strconv.Itoa(pid)})
+		c.env.Abandon(user)
+	}
+	return nil
+}
+
 // lastPID is the number that the next process of this namespace comes after; see
 // proc_sys_kernel(5). It is the sandbox's own.
 const lastPID = "/proc/sys/kernel/ns_last_pid"
@@ -76,6 +117,10 @@ const reuseTries = 20
 func (e *Env) reuse(pid int) (end func()) {
 	e.reusing.Lock()
 	defer e.reusing.Unlock()
+	if b, err := os.ReadFile(lastPID); err == nil {
+		// The numbers in between are of other dead ones: nobody is to get them for good.
+		defer os.WriteFile(lastPID, bytes.TrimSpace(b), 0o644)
+	}
 	for range reuseTries {
 		if os.WriteFile(lastPID, []byte(strconv.Itoa(pid-1)), 0o644) != nil {
 			break

@@ -23,7 +23,13 @@ type Env struct {
 	Locks   int
 	Rate    float64 // actions a second, of all clients together
 	Guard   bool    // the register refuses old fences
+	Raw     bool    // clients speak the protocol themselves, and repeat nothing
 	Break   Breaker
+
+	// Far does something on the host where the clients are, if they are on one without
+	// a node, and HostName is what they call theirs.
+	Far      func(func() error) error
+	HostName string
 
 	Register Register
 
@@ -31,7 +37,31 @@ type Env struct {
 	abandoned map[string]bool
 	processes int
 
+	uses map[int]int // of locks, while Raw
+
 	reusing sync.Mutex // of process numbers
+}
+
+// rawUses is how often a lock is used by clients that repeat nothing: each outcome that
+// they do not know may double the work of the check. Then another takes its place.
+const rawUses = 200
+
+// names are those of locks for the next request.
+func (e *Env) names(locks []int) []string {
+	if !e.Raw {
+		return names(locks)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.uses == nil {
+		e.uses = map[int]int{}
+	}
+	var all []string
+	for _, i := range locks {
+		all = append(all, fmt.Sprintf("%s.%d", Lock(i), e.uses[i]/rawUses))
+		e.uses[i]++
+	}
+	return all
 }
 
 // Abandon gives a user up whose operation has no known end.
@@ -85,6 +115,8 @@ type Workload struct {
 	Mix func(m *gen.Mix)
 	// Act does one action. Its error ends the client, and the run with it.
 	Act func(ctx context.Context, c *Client, a gen.Action) error
+	// Far says that the clients are on a host that runs no node, but a pidstatd.
+	Far bool
 	// Loses says that holds may end without their owners' doing: by a limit, by
 	// being broken, or with their processes.
 	Loses bool

@@ -15,7 +15,7 @@ var All = []Workload{
 		Name: "mutex", About: "lock, hold, unlock; some do not wait, some only look",
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {
 			if a.Read {
-				return c.read(Lock(a.Locks[0]))
+				return c.read(c.env.names(a.Locks[:1])[0])
 			}
 			return c.hold(ctx, a, func(*client.Options) {})
 		},
@@ -60,7 +60,7 @@ var All = []Workload{
 		Mix: func(m *gen.Mix) { m.Read, m.Hold = 0.6, 5*time.Millisecond },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {
 			if a.Read {
-				return c.read(Lock(a.Locks[0]))
+				return c.read(c.env.names(a.Locks[:1])[0])
 			}
 			return c.hold(ctx, a, func(*client.Options) {})
 		},
@@ -80,11 +80,32 @@ var All = []Workload{
 		},
 	},
 	{
+		Name: "faraway", About: "as autounlock, with the original protocol, on a host without a node", Loses: true, Far: true,
+		// The leader believes an answer about a hold that is five seconds old or more.
+		Mix: func(m *gen.Mix) { m.Locks, m.Read, m.Hold = 2*m.Locks, 0, 2*time.Second },
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			return c.holdOfChild(ctx, a)
+		},
+	},
+	{
+		Name: "compat", About: "half of the clients speak the protocol of IPC::Locker",
+		Mix: func(m *gen.Mix) { m.Names = 2 },
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			switch {
+			case c.number%2 == 0:
+				return c.original(ctx, a)
+			case a.Read:
+				return c.read(Lock(a.Locks[0]))
+			}
+			return c.hold(ctx, a, func(*client.Options) {})
+		},
+	},
+	{
 		Name: "giveup", About: "half of those who wait give up soon; nothing may remain of that",
 		Mix: func(m *gen.Mix) { m.Hold = 60 * time.Millisecond },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {
 			if a.Read {
-				return c.read(Lock(a.Locks[0]))
+				return c.read(c.env.names(a.Locks[:1])[0])
 			}
 			return c.hold(ctx, a, func(o *client.Options) {
 				if a.Roll < 0.5 {
@@ -99,10 +120,10 @@ var All = []Workload{
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {
 			switch {
 			case a.Roll < 0.15:
-				c.breakLock(Lock(a.Locks[0]))
+				c.breakLock(c.env.names(a.Locks[:1])[0])
 				return nil
 			case a.Read:
-				return c.read(Lock(a.Locks[0]))
+				return c.read(c.env.names(a.Locks[:1])[0])
 			}
 			return c.hold(ctx, a, func(*client.Options) {})
 		},
@@ -135,7 +156,7 @@ func Named(name string) (Workload, bool) {
 
 // hold takes what the action names, keeps it, and gives it up.
 func (c *Client) hold(ctx context.Context, a gen.Action, adapt func(*client.Options)) error {
-	o := c.options(names(a.Locks))
+	o := c.options(c.env.names(a.Locks))
 	o.Try = a.Try
 	adapt(&o)
 	h, err := c.acquire(o)

@@ -28,9 +28,11 @@ type job struct {
 var selection = []job{
 	{workload: "mutex", nemesis: []string{"isolate", "partition", "oneway"}},
 	{workload: "mutex", nemesis: []string{"power", "powerall", "stall"}},
-	{workload: "set", nemesis: []string{"pause", "kill"}},
-	{workload: "autounlock", nemesis: []string{"kill", "flap", "clientcut"}},
-	{workload: "anyof", nemesis: []string{"restart", "loss"}},
+	{workload: "mutex", nemesis: []string{"kill", "flap", "reorder"}},
+	{workload: "fenced", nemesis: []string{"pause"}},
+	{workload: "autounlock", nemesis: []string{"pauselead", "clientcut"}},
+	{workload: "faraway", nemesis: []string{"mute"}},
+	{workload: "anyof", nemesis: []string{"transfer", "restart", "loss"}},
 	{workload: "timeout", nemesis: []string{"clockjump", "clockrate", "killall"}},
 }
 
@@ -45,9 +47,11 @@ var sets = [][]string{
 	{"kill", "killall"},
 	{"pause", "pauselead", "pauseall"},
 	{"restart", "rolling"},
+	{"transfer", "member"},
 	{"power", "powerall"},
 	{"stall", "full"},
 	{"clockjump", "clockrate"},
+	{"mute"},
 	{"partition", "kill", "power", "pause", "clockjump"},
 }
 
@@ -100,7 +104,8 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	var jobs []job
 	for _, w := range workload.All {
 		for _, n := range sets {
-			if len(*only) == 0 || slices.Contains(*only, w.Name) {
+			able := w.Far || !slices.ContainsFunc(n, nemesis.NeedsFar)
+			if able && (len(*only) == 0 || slices.Contains(*only, w.Name)) {
 				jobs = append(jobs, job{workload: w.Name, nemesis: n})
 			}
 		}
@@ -156,7 +161,8 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	rng := rand.New(rand.NewPCG(o.Seed, 0))
 	var jobs []job
 	for range int(*total/(o.Time+10*time.Second)) + 1 {
-		jobs = append(jobs, job{workload: workload.All[rng.IntN(len(workload.All))].Name, nemesis: nemesis.Usual()})
+		w := workload.All[rng.IntN(len(workload.All))]
+		jobs = append(jobs, job{workload: w.Name, nemesis: nemesis.Usual(w.Far)})
 	}
 	ctx, cancel := context.WithTimeout(ctx, *total)
 	defer cancel()

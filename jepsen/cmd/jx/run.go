@@ -48,13 +48,20 @@ func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
 	var o options
 	fs.StringVar(&o.Workload, "workload", "mutex", "what clients do; see jx list")
 	fs.StringSliceVar(&o.Nemesis, "nemesis", nil, "faults, with commas between; all for every one but damaged files; default none")
+	retries := fs.String("retries", "on", "on: clients repeat until they know; off: they speak the line protocol, and ask `once`")
 	fs.BoolVar(&o.NoGuard, "no-guard", false, "let the register take writes with old fences, as a control")
 	o.flags(fs)
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
 	if len(o.Nemesis) == 1 && o.Nemesis[0] == "all" {
-		o.Nemesis = nemesis.Usual()
+		o.Nemesis = nemesis.Usual(o.Far())
+	}
+	switch *retries {
+	case "on", "off":
+		o.Raw = *retries == "off"
+	default:
+		return exitUsage, usageError{fmt.Errorf("--retries %s: on or off", *retries)}
 	}
 	o.Clocks = o.Binary != "" || slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock)
 	if err := o.Validate(); err != nil {
@@ -82,6 +89,11 @@ func (o *options) prepare(ctx context.Context) error {
 	}
 	if o.Binary, err = filepath.Abs(o.Binary); err != nil {
 		return err
+	}
+	if _, err := os.Stat(o.Pidstatd); o.Far() && err != nil {
+		if o.Pidstatd, err = build(ctx, filepath.Join(o.root, "bin"), "pidstatd", "pidstatd", nil, false); err != nil {
+			return err
+		}
 	}
 	o.Commit = commit(ctx)
 	return o.place()
@@ -123,14 +135,14 @@ func (o *options) build(ctx context.Context) (string, error) {
 	if o.Race {
 		suffix += "-race"
 	}
-	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, patches, o.Race)
+	return build(ctx, filepath.Join(o.root, "bin"), "lockerd"+suffix, "lockerd", patches, o.Race)
 }
 
 // buildPrefix begins the names of directories with patched copies of sources.
 const buildPrefix = run.Prefix + "build-"
 
-// build builds lockerd with some patches.
-func build(ctx context.Context, dir, name string, patches []overlay.Patch, race bool) (string, error) {
+// build builds a program with some patches, under a name of its own.
+func build(ctx context.Context, dir, name, program string, patches []overlay.Patch, race bool) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the source tree (go list -m): %w; or give a --lockerd", err)
@@ -157,7 +169,7 @@ func build(ctx context.Context, dir, name string, patches []overlay.Patch, race 
 		}
 		args = append(args, more...)
 	}
-	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/lockerd")...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/"+program)...)
 	cmd.Dir = root
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w: %s", name, err, b)

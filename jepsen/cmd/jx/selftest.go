@@ -62,7 +62,7 @@ func catch(ctx context.Context, o options, m overlay.Mutant, out io.Writer) (boo
 		patches = append(slices.Clone(patches), overlay.Clock...)
 	}
 	var err error
-	o.Binary, err = build(ctx, filepath.Join(o.root, "bin"), "lockerd-"+m.Name, patches, o.Race)
+	o.Binary, err = build(ctx, filepath.Join(o.root, "bin"), "lockerd-"+m.Name, "lockerd", patches, o.Race)
 	if err != nil {
 		return false, err
 	}
