@@ -47,7 +47,7 @@ var sets = [][]string{
 	{"kill", "killall"},
 	{"pause", "pauselead", "pauseall"},
 	{"restart", "rolling"},
-	{"transfer", "member"},
+	{"transfer"},
 	{"power", "powerall"},
 	{"stall", "full"},
 	{"clockjump", "clockrate"},
