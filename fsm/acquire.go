@@ -99,6 +99,17 @@ func (m *Machine) rejoin(ask Ask, a Acquire, c *claim) Result {
 	again.Ask, again.Request = ask, a
 	m.replaceWait(c, &again)
 	m.events = append(m.events, m.waitEvent(EventRenewed, &again))
+	if c.away {
+		// It comes by a node that is in touch, and may find that its turn has passed.
+		m.lineUp(c)
+		if locks := c.ready(); locks != nil {
+			checks := m.checks(a, locks[0])
+			m.settle()
+			h := m.locks[locks[0]].find(c.claimant()).claim.hold
+			return Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: m.blocker(a.Locks), Checks: checks}
+		}
+		m.settle()
+	}
 	return Result{Code: Queued, Ticket: again.Ticket, Owner: m.blocker(a.Locks), Checks: m.checks(a, "")}
 }
 
@@ -107,9 +118,9 @@ func (m *Machine) enqueue(ask Ask, a Acquire, r *Result) {
 	w := &Wait{Ticket: m.ticket, Ask: ask, Since: m.now, Request: a}
 	c := m.addWait(w)
 	m.events = append(m.events, m.waitEvent(EventQueued, w))
-	r.Code, r.Ticket, r.Place = Queued, w.Ticket, c.seats[0].lock.queue.n
+	r.Code, r.Ticket, r.Place = Queued, w.Ticket, c.seats[0].lock.waiting()
 	for i := range c.seats {
-		n := c.seats[i].lock.queue.n
+		n := c.seats[i].lock.waiting()
 		if a.Choice == All {
 			r.Place = max(r.Place, n)
 		} else {
@@ -125,7 +136,8 @@ func sameRequest(a, b Acquire) bool {
 }
 
 // free returns what can be granted at once, or nil. A lock that is waited for is
-// not free even if it would admit the request: nobody overtakes.
+// not free even if it would admit the request: nobody overtakes, but of those
+// whose nodes are away.
 func (m *Machine) free(a Acquire) []string {
 	for i, name := range a.Locks {
 		l := m.locks[name]
@@ -173,7 +185,9 @@ func (m *Machine) slotsConflict(a Acquire, me claimant) string {
 func (m *Machine) blocker(names []string) string {
 	for _, name := range names {
 		if l := m.locks[name]; l != nil {
-			return l.first().claimant().owner
+			if c := l.first(); c != nil {
+				return c.claimant().owner
+			}
 		}
 	}
 	return ""

@@ -93,6 +93,8 @@ func (m *Machine) checkWait(c *claim) error {
 		if s.waits[w.Ticket] != c {
 			return fmt.Errorf("I8: ticket %d is missing from its node", w.Ticket)
 		}
+	} else if c.away {
+		return fmt.Errorf("I12: ticket %d stands aside, and has no node", w.Ticket)
 	}
 	return m.checkClaim(c)
 }
@@ -146,11 +148,11 @@ func (m *Machine) checkLocks() error {
 			wanted += len(c.seats)
 			for i := range c.seats {
 				l := c.seats[i].lock
-				if l.first() != c {
+				if l.oldest() != c {
 					continue
 				}
 				locks++
-				seats += l.holders.n + l.queue.n
+				seats += l.holders.n + l.waiting()
 				if err := l.check(); err != nil {
 					return err
 				}
@@ -166,12 +168,22 @@ func (m *Machine) checkLocks() error {
 	return nil
 }
 
+// oldest returns one claim of a lock, the same one until it leaves.
+func (l *lock) oldest() *claim {
+	for _, r := range l.rows() {
+		if r.head != nil {
+			return r.head.claim
+		}
+	}
+	return nil
+}
+
 func (l *lock) check() error {
 	if l.dirty {
 		return fmt.Errorf("I4: %s is left unsettled", brief(l.name))
 	}
 	slotSeats := 0
-	for _, r := range [...]*row{&l.holders, &l.queue} {
+	for _, r := range l.rows() {
 		n := 0
 		var prev *seat
 		for s := r.head; s != nil; prev, s = s, s.next {
@@ -179,7 +191,7 @@ func (l *lock) check() error {
 			if s.prev != prev || s.lock != l || l.row(s.claim) != r {
 				return fmt.Errorf("I6: the seats of %s are inconsistent", brief(l.name))
 			}
-			if prev != nil && byAge(prev.claim, s.claim) >= 0 {
+			if prev != nil && r != &l.aside && byAge(prev.claim, s.claim) >= 0 {
 				return fmt.Errorf("I3: the seats of %s are out of order", brief(l.name))
 			}
 			mode, slots := s.claim.mode()
@@ -214,11 +226,11 @@ func (l *lock) checkCrowd() error {
 	if l.crowd == nil {
 		return nil
 	}
-	n := l.holders.n + l.queue.n
+	n := l.holders.n + l.waiting()
 	if len(l.crowd.claimants) != n {
 		return fmt.Errorf("I8: the crowd of %s is miscounted", brief(l.name))
 	}
-	for _, r := range [...]*row{&l.holders, &l.queue} {
+	for _, r := range l.rows() {
 		for s := r.head; s != nil; s = s.next {
 			head := l.crowd.owners[s.claim.claimant().owner]
 			switch {
@@ -263,6 +275,11 @@ func (m *Machine) checkSessions() error {
 	last := Incarnation(0)
 	for _, s := range m.sessions {
 		n := s.node
+		for _, c := range s.claims() {
+			if c.away != n.Away {
+				return fmt.Errorf("I12: ticket %d stands in line or aside against what its node does", c.wait.Ticket)
+			}
+		}
 		switch {
 		case n.Incarnation <= last || n.Incarnation > m.incarnation:
 			return fmt.Errorf("I2: incarnation %d is out of order", n.Incarnation)

@@ -129,6 +129,8 @@ func TestCheckFinds(t *testing.T) {
 		{"I11: 2 turns, of 3 claimants", func(m *Machine) { m.turns.live[claimant{}] = 9 }},
 		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 9 }},
 		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 11 }},
+		{"I12: ticket 1 stands", func(m *Machine) { m.sessions[1].node.Away = true }},
+		{"I12: ticket 1 stands", func(m *Machine) { wait(m, 1).stepAside() }},
 		{"I7: fence 1 should have ended", func(m *Machine) { m.now = 111 }},
 		{"I7: the deadlines are out of order", func(m *Machine) { m.deadlines.swap(0, 1) }},
 		{"I7: 4 deadlines", func(m *Machine) { m.deadlines = append(m.deadlines, timer{}) }},

@@ -15,6 +15,7 @@ type claim struct {
 	wait  *Wait
 	row   int // in Machine.holds or Machine.waits
 	timer int // in Machine.deadlines, or noTimer
+	away  bool // it waits, and is passed over, as its node is away
 
 	seats []seat // one a lock, in the order of the request; addresses are linked, so never reallocated
 	sole  [1]seat

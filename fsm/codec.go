@@ -17,6 +17,8 @@ const (
 	kindTick
 	kindNodeJoin
 	kindNodeGone
+	kindNodesAway
+	kindNodesBack
 )
 
 // Flags of requests and of holds.
@@ -86,7 +88,7 @@ func DecodeProposal(b []byte) (Proposal, []byte, error) {
 func (r *reader) proposal() Proposal {
 	r.version()
 	kind := r.byte()
-	if r.err == nil && kind > kindNodeGone {
+	if r.err == nil && kind > kindNodesBack {
 		r.err, r.b = fmt.Errorf("%w (command kind %d is not known here)", ErrNewer, kind), nil
 	}
 	body := r.sub(MaxCommand, "command")
@@ -118,6 +120,10 @@ func kindOf(c Command) byte {
 		return kindNodeJoin
 	case NodeGone:
 		return kindNodeGone
+	case NodesAway:
+		return kindNodesAway
+	case NodesBack:
+		return kindNodesBack
 	}
 	return 0
 }
@@ -150,6 +156,10 @@ func appendCommand(b []byte, c Command) []byte {
 		b = append(b, c.Nonce[:]...)
 	case NodeGone:
 		b = binary.AppendUvarint(b, uint64(c.Node))
+	case NodesAway:
+		b = appendNumbers(b, c.Nodes)
+	case NodesBack:
+		b = appendNumbers(b, c.Nodes)
 	}
 	return b
 }
@@ -180,6 +190,10 @@ func (r *reader) command(kind byte) Command {
 		return c
 	case kindNodeGone:
 		return NodeGone{Node: Incarnation(r.uvarint())}
+	case kindNodesAway:
+		return NodesAway{Nodes: readNumbers[Incarnation](r)}
+	case kindNodesBack:
+		return NodesBack{Nodes: readNumbers[Incarnation](r)}
 	}
 	r.fail("command kind %d", kind)
 	return nil
@@ -231,7 +245,7 @@ func (r *reader) mode() Mode {
 	return m
 }
 
-func appendNumbers[T Fence | Ticket](b []byte, list []T) []byte {
+func appendNumbers[T Fence | Ticket | Incarnation](b []byte, list []T) []byte {
 	b = binary.AppendUvarint(b, uint64(len(list)))
 	for _, v := range list {
 		b = binary.AppendUvarint(b, uint64(v))
@@ -239,7 +253,7 @@ func appendNumbers[T Fence | Ticket](b []byte, list []T) []byte {
 	return b
 }
 
-func readNumbers[T Fence | Ticket](r *reader) []T {
+func readNumbers[T Fence | Ticket | Incarnation](r *reader) []T {
 	n := r.count(MaxNamed, 1, "list")
 	if n == 0 {
 		return nil

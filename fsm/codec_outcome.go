@@ -98,7 +98,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e := Event{Kind: EventKind(r.byte())}
 	switch {
 	case r.err != nil:
-	case e.Kind > EventRenewed:
+	case e.Kind > EventBack:
 		r.err = fmt.Errorf("%w (event kind %d is not known here)", ErrNewer, e.Kind)
 	case e.Kind == 0:
 		r.fail("event kind 0")

@@ -42,6 +42,8 @@ func fullCommands() []Command {
 		Tick{},
 		NodeJoin{Name: "n1", Nonce: [16]byte{9, 15: 8}},
 		NodeGone{Node: 200},
+		NodesAway{Nodes: []Incarnation{1, 300}},
+		NodesBack{Nodes: []Incarnation{1 << 40}},
 	}
 }
 
@@ -116,7 +118,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"version 0", patched(0, 0), ErrCorrupt, "version 0"},
 		{"later version", patched(0, 2), ErrNewer, "upgrade this node"},
 		{"later version of a proposal", patched(3, 2), ErrNewer, "upgrade this node"},
-		{"later kind", patched(4, 10), ErrNewer, "command kind 10 is not known here"},
+		{"later kind", patched(4, 12), ErrNewer, "command kind 12 is not known here"},
 		{"kind of the order ledger", patched(4, 40), ErrNewer, "upgrade this node"},
 		{"kind 0", patched(4, 0), ErrCorrupt, "command kind 0"},
 		{"no command", encoded(nil), ErrCorrupt, "command kind 0"},
@@ -191,7 +193,7 @@ func TestDecodeOutcomeRefuses(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", name, v, err)
 		}
 	}
-	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventRenewed + 1})); !errors.Is(err, ErrNewer) {
+	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventBack + 1})); !errors.Is(err, ErrNewer) {
 		t.Errorf("later event kind: %v", err)
 	}
 	if _, _, err := DecodeResult([]byte{2, 0}); !errors.Is(err, ErrNewer) {

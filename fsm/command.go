@@ -139,6 +139,14 @@ type NodeJoin struct {
 // NodeGone ends an incarnation and the waits that came in by it, never holds.
 type NodeGone struct{ Node Incarnation }
 
+// NodesAway says that incarnations are out of touch with the leader: until they are
+// back, nothing is granted to the places of their clients in the queues, as nobody
+// could be told. Those keep their tickets, and others pass them.
+type NodesAway struct{ Nodes []Incarnation }
+
+// NodesBack says that incarnations are in touch again. So does whatever one proposes.
+type NodesBack struct{ Nodes []Incarnation }
+
 func (Acquire) isCommand()     {}
 func (Release) isCommand()     {}
 func (Withdraw) isCommand()    {}
@@ -148,6 +156,8 @@ func (Renew) isCommand()       {}
 func (Tick) isCommand()        {}
 func (NodeJoin) isCommand()    {}
 func (NodeGone) isCommand()    {}
+func (NodesAway) isCommand()   {}
+func (NodesBack) isCommand()   {}
 
 // Proposal is a command as a node sent it. Floor promises that every request of
 // Ask.Node below it has been answered, so the table may forget those answers.

@@ -79,6 +79,14 @@ func (s *script) command() Command {
 			return NodeGone{Node: Incarnation(s.next(5))}
 		}
 		return NodeJoin{Name: "n", Nonce: [16]byte{byte(s.next(5))}}
+	case 15:
+		nodes := []Incarnation{Incarnation(s.next(5)), Incarnation(s.next(5))}
+		switch s.next(4) {
+		case 0, 1:
+			return NodesAway{Nodes: nodes}
+		case 2:
+			return NodesBack{Nodes: nodes}
+		}
 	}
 	return Tick{}
 }

@@ -4,7 +4,8 @@ package fsm
 type lock struct {
 	name    string
 	holders row    // rising fences
-	queue   row    // rising tickets
+	queue   row    // rising tickets: those whose nodes are in touch
+	aside   row    // waits of nodes that are away, in no order
 	crowd   *crowd // nil while there are few seats
 
 	// All Slots seats of a lock, holding or waiting, agree on the number of
@@ -15,7 +16,7 @@ type lock struct {
 	dirty bool // is on Machine.dirty
 }
 
-// seat is the part of a claim in one lock: among the holders or in the queue.
+// seat is the part of a claim in one lock: among the holders, in the queue or aside.
 type seat struct {
 	claim      *claim
 	lock       *lock
@@ -42,6 +43,31 @@ func (r *row) push(s *seat) {
 	r.n++
 }
 
+// insert puts a waiting seat in its place by ticket. near is a seat of the row with a
+// lower ticket, from where to look on, or nil.
+func (r *row) insert(s, near *seat) {
+	ticket := s.claim.wait.Ticket
+	if r.tail == nil || r.tail.claim.wait.Ticket < ticket {
+		r.push(s)
+		return
+	}
+	next := r.head
+	if near != nil {
+		next = near.next
+	}
+	for next.claim.wait.Ticket < ticket {
+		next = next.next
+	}
+	s.prev, s.next = next.prev, next
+	if next.prev == nil {
+		r.head = s
+	} else {
+		next.prev.next = s
+	}
+	next.prev = s
+	r.n++
+}
+
 func (r *row) remove(s *seat) {
 	if s.prev == nil {
 		r.head = s.next
@@ -59,11 +85,20 @@ func (r *row) remove(s *seat) {
 
 // row returns the row in which a claim of this kind sits.
 func (l *lock) row(c *claim) *row {
-	if c.wait != nil {
-		return &l.queue
+	switch {
+	case c.wait == nil:
+		return &l.holders
+	case c.away:
+		return &l.aside
 	}
-	return &l.holders
+	return &l.queue
 }
+
+// rows are all of them.
+func (l *lock) rows() [3]*row { return [...]*row{&l.holders, &l.queue, &l.aside} }
+
+// waiting is how many wait, wherever they stand.
+func (l *lock) waiting() int { return l.queue.n + l.aside.n }
 
 func (l *lock) sit(s *seat) {
 	l.row(s.claim).push(s)
@@ -74,7 +109,7 @@ func (l *lock) sit(s *seat) {
 	switch {
 	case l.crowd != nil:
 		l.crowd.add(s)
-	case l.holders.n+l.queue.n > fewSeats:
+	case l.holders.n+l.waiting() > fewSeats:
 		l.crowd = newCrowd(l)
 	}
 }
@@ -89,7 +124,7 @@ func (l *lock) rise(s *seat) {
 	}
 }
 
-func (l *lock) empty() bool { return l.holders.head == nil && l.queue.head == nil }
+func (l *lock) empty() bool { return l.holders.head == nil && l.waiting() == 0 }
 
 // admits reports whether the holders leave room for one more of this mode.
 func (l *lock) admits(mode Mode, slots uint32) bool {
@@ -107,7 +142,7 @@ func (l *lock) admits(mode Mode, slots uint32) bool {
 }
 
 // first returns who stands in the way of the next request: the oldest holder,
-// or, where there is none, the head of the queue.
+// or, where there is none, the head of the queue. Nobody does if it is nil.
 func (l *lock) first() *claim {
 	switch {
 	case l.holders.head != nil:
@@ -123,7 +158,7 @@ func (l *lock) find(who claimant) *seat {
 	if l.crowd != nil {
 		return l.crowd.claimants[who]
 	}
-	for _, r := range [...]*row{&l.holders, &l.queue} {
+	for _, r := range l.rows() {
 		for s := r.head; s != nil; s = s.next {
 			if s.claim.claimant() == who {
 				return s
@@ -141,7 +176,7 @@ func (l *lock) owned(dst []*claim, owner string) []*claim {
 		}
 		return dst
 	}
-	for _, r := range [...]*row{&l.holders, &l.queue} {
+	for _, r := range l.rows() {
 		for s := r.head; s != nil; s = s.next {
 			if s.claim.claimant().owner == owner {
 				dst = append(dst, s.claim)
@@ -163,7 +198,7 @@ type crowd struct {
 
 func newCrowd(l *lock) *crowd {
 	c := &crowd{claimants: make(map[claimant]*seat), owners: make(map[string]*seat)}
-	for _, r := range [...]*row{&l.holders, &l.queue} {
+	for _, r := range l.rows() {
 		for s := r.head; s != nil; s = s.next {
 			c.add(s)
 		}

@@ -33,6 +33,7 @@ type Node struct {
 	Incarnation Incarnation
 	Name        string
 	Nonce       [16]byte
+	Away        bool // out of touch with the leader: its places are passed over
 }
 
 // Machine is the lock table. It is not safe for concurrent use; the values that
@@ -96,6 +97,9 @@ func (m *Machine) propose(p Proposal) Result {
 	if s == nil {
 		return Result{Code: Stranger}
 	}
+	if s.node.Away {
+		m.nodesBack(p.Ask.Node) // or it could not ask
+	}
 	s.forget(p.Floor)
 	if p.Ask.Seq < s.floor {
 		return Result{Code: Stale}
@@ -132,6 +136,10 @@ func (m *Machine) run(ask Ask, c Command) Result {
 		return m.nodeJoin(c)
 	case NodeGone:
 		return m.nodeGone(c)
+	case NodesAway:
+		return m.nodesAway(c)
+	case NodesBack:
+		return m.nodesBack(c.Nodes...)
 	}
 	return Result{} // Tick: its entry's time was all of it
 }

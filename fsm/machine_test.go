@@ -344,6 +344,9 @@ func TestValidate(t *testing.T) {
 		{NodeJoin{Nonce: [16]byte{1}}, "a node needs a name to join"},
 		{NodeJoin{Name: "n"}, "a node needs a nonce to join"},
 		{NodeGone{}, ""},
+		{NodesAway{Nodes: []Incarnation{7}}, ""},
+		{NodesAway{Nodes: make([]Incarnation, MaxNamed+1)}, "more than 4096 nodes"},
+		{NodesBack{Nodes: make([]Incarnation, MaxNamed+1)}, "more than 4096 nodes"},
 	} {
 		got := ""
 		if err := Validate(tc.c); err != nil {

@@ -56,10 +56,13 @@ const (
 	// EventRenewed: a later request of its claimant has taken a claim over, or the
 	// same asked again. Ask and Process are that request's.
 	EventRenewed
+
+	EventAway // the node of a wait is out of touch: others may pass it
+	EventBack // it is in touch again, or its client has asked by another node: none may any more
 )
 
 func (k EventKind) String() string {
-	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed")
+	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back")
 }
 
 // Cause says why a hold or a wait ended.

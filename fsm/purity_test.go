@@ -12,7 +12,7 @@ import (
 
 // mapRanges are the functions that range over a map. Each sorts what it has
 // collected, or only counts.
-var mapRanges = map[string]bool{"OnHost": true, "nodeGone": true, "checkIndexes": true}
+var mapRanges = map[string]bool{"OnHost": true, "claims": true, "checkIndexes": true}
 
 // TestPure keeps out of the package what would let replicas differ.
 func TestPure(t *testing.T) {

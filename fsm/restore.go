@@ -56,6 +56,7 @@ func restore(b []byte) (*Machine, error) {
 	r.holds(m)
 	r.waits(m)
 	r.turns(m)
+	r.away(m)
 	if err := r.end(); err != nil {
 		return nil, err
 	}
@@ -153,6 +154,33 @@ func (r *reader) turns(m *Machine) {
 		}
 		last = v.at
 		m.turns.note(v)
+	}
+}
+
+// away reads which nodes are away; snapshots of a time that knew of none end before.
+func (r *reader) away(m *Machine) {
+	if r.err != nil || len(r.b) == 0 {
+		return
+	}
+	n := r.count(maxSessions, 1, "nodes that are away")
+	if n == 0 {
+		r.fail("an empty list")
+	}
+	last := Incarnation(0)
+	for range n {
+		inc := Incarnation(r.uvarint())
+		s := m.session(inc)
+		if r.err == nil && (s == nil || inc <= last) {
+			r.fail("incarnation %d is away", inc)
+		}
+		if r.err != nil {
+			return
+		}
+		last = inc
+		s.node.Away = true
+		for _, c := range s.claims() {
+			c.stepAside()
+		}
 	}
 }
 

@@ -23,6 +23,8 @@ import (
 //	tick
 //	join NAME [nonce=N]
 //	leave NODE
+//	away NODE...
+//	back NODE...
 //
 // and with any: now=MS (of the entry), ask=NODE/SEQ, floor=SEQ. Views: table,
 // status, claim, nodes, process, new.
@@ -140,6 +142,17 @@ func (a scriptArgs) ask(s string) (ask Ask) {
 	return ask
 }
 
+func (a scriptArgs) incarnations() (list []Incarnation) {
+	for _, w := range a.words {
+		n, err := strconv.ParseUint(w, 10, 64)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		list = append(list, Incarnation(n))
+	}
+	return list
+}
+
 func (a scriptArgs) process() Process {
 	return Process{
 		Host: a.values["host"], PID: int32(a.number("pid")), Start: a.number("start"), Boot: a.values["boot"],
@@ -198,6 +211,10 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 	case "leave":
 		n, _ := strconv.ParseUint(a.word(0), 10, 64)
 		p.Command = NodeGone{Node: Incarnation(n)}
+	case "away":
+		p.Command = NodesAway{Nodes: a.incarnations()}
+	case "back":
+		p.Command = NodesBack{Nodes: a.incarnations()}
 	default:
 		t.Fatalf("unknown command %s", cmd)
 	}
@@ -237,7 +254,11 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 		}
 	case "nodes":
 		for _, n := range m.Nodes() {
-			fmt.Fprintf(&b, "%d %s\n", n.Incarnation, n.Name)
+			fmt.Fprintf(&b, "%d %s", n.Incarnation, n.Name)
+			if n.Away {
+				fmt.Fprint(&b, " away")
+			}
+			fmt.Fprintln(&b)
 		}
 	case "process":
 		holds, waits := m.OnHost(a.values["host"])

@@ -118,12 +118,7 @@ func (m *Machine) nodeGone(c NodeGone) Result {
 		return Result{}
 	}
 	s := m.sessions[i]
-	gone := make([]*claim, 0, len(s.waits))
-	for _, cl := range s.waits {
-		gone = append(gone, cl)
-	}
-	slices.SortFunc(gone, byAge)
-	for _, cl := range gone {
+	for _, cl := range s.claims() {
 		m.endWait(cl, EventWithdrawn, CauseNodeGone)
 	}
 	m.sessions = slices.Delete(m.sessions, i, i+1)

@@ -74,6 +74,21 @@ func (s *Snapshot) Waits() []*Wait {
 	return waits
 }
 
+// Away tells whether a node was away.
+func (s *Snapshot) Away(n Incarnation) bool {
+	i, ok := slices.BinarySearchFunc(s.sessions, n, func(o memory, n Incarnation) int { return cmp.Compare(o.node.Incarnation, n) })
+	return ok && s.sessions[i].node.Away
+}
+
+func (s *Snapshot) away() (away []Incarnation) {
+	for _, o := range s.sessions {
+		if o.node.Away {
+			away = append(away, o.node.Incarnation)
+		}
+	}
+	return away
+}
+
 // Encode writes the snapshot in chunks of about 64 KiB, for [Restore]. Equal
 // tables give equal bytes:
 //
@@ -82,6 +97,7 @@ func (s *Snapshot) Waits() []*Wait {
 //	uvarint count, holds by fence
 //	uvarint count, waits by ticket
 //	uvarint count, turns by time
+//	uvarint count, incarnations that are away, rising; nothing if none is
 //	CRC-32C of all before it, 4 bytes, little-endian
 //
 // It stops at the first error of write, and returns that. write must not keep
@@ -151,6 +167,10 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 		if err := flush(chunkSize); err != nil {
 			return err
 		}
+	}
+	// The first snapshots ended here.
+	if away := s.away(); len(away) > 0 {
+		b = appendNumbers(b, away)
 	}
 	if err := flush(1); err != nil {
 		return err

@@ -12,7 +12,7 @@ const (
 	MaxOwner     = 1024 // bytes of an owner, and of Break.By
 	MaxHost      = 256  // bytes of a host, a boot id, a node's name
 	MaxReason    = 1024 // bytes of Result.Reason
-	MaxNamed     = 4096 // fences, and tickets, in a ProcessGone
+	MaxNamed     = 4096 // fences, and tickets, in a ProcessGone; nodes in a NodesAway or NodesBack
 	MaxProposals = 4096 // in an entry
 	MaxCommand   = 96 << 10
 	MaxEntry     = 64<<10 + MaxCommand
@@ -67,10 +67,21 @@ func Validate(c Command) error {
 			return errNonce
 		}
 		return checkText("node name", c.Name, MaxHost)
+	case NodesAway:
+		return checkNodes(c.Nodes)
+	case NodesBack:
+		return checkNodes(c.Nodes)
 	case Withdraw, Tick, NodeGone:
 		return nil
 	}
 	return errCommand
+}
+
+func checkNodes(nodes []Incarnation) error {
+	if len(nodes) > MaxNamed {
+		return fmt.Errorf("more than %d nodes", MaxNamed)
+	}
+	return nil
 }
 
 // Validate is [Validate] of an Acquire.

@@ -1,6 +1,9 @@
 package fsm
 
-import "iter"
+import (
+	"iter"
+	"slices"
+)
 
 // Now returns the table's time.
 func (m *Machine) Now() Millis { return m.now }
@@ -82,16 +85,27 @@ func (m *Machine) Holders(name string) []*Hold {
 	return holds
 }
 
-// Queue returns who waits for a lock, in order. The loop must not outlast the
-// next Apply.
+// Queue returns who waits for a lock, in the order of their tickets, those who are
+// passed over among them. The loop must not outlast the next Apply.
 func (m *Machine) Queue(name string) iter.Seq[*Wait] {
 	return func(yield func(*Wait) bool) {
 		l := m.locks[name]
 		if l == nil {
 			return
 		}
-		for s := l.queue.head; s != nil; s = s.next {
-			if !yield(s.claim.wait) {
+		var aside []*claim
+		for s := l.aside.head; s != nil; s = s.next {
+			aside = append(aside, s.claim)
+		}
+		slices.SortFunc(aside, byAge)
+		for s := l.queue.head; s != nil || len(aside) > 0; {
+			var w *Wait
+			if s == nil || len(aside) > 0 && byAge(aside[0], s.claim) < 0 {
+				w, aside = aside[0].wait, aside[1:]
+			} else {
+				w, s = s.claim.wait, s.next
+			}
+			if !yield(w) {
 				return
 			}
 		}
@@ -101,7 +115,7 @@ func (m *Machine) Queue(name string) iter.Seq[*Wait] {
 // QueueLen returns how many wait for a lock.
 func (m *Machine) QueueLen(name string) int {
 	if l := m.locks[name]; l != nil {
-		return l.queue.n
+		return l.waiting()
 	}
 	return 0
 }
