@@ -38,7 +38,8 @@ type WaiterInfo struct {
 	Locks  []string `json:"locks"`
 	Owner  string   `json:"owner"`
 	Ticket uint64   `json:"ticket"`
-	Place  int      `json:"place"` // 1 is next
+	Place  int      `json:"place"`          // 1 is next
+	Away   bool     `json:"away,omitempty"` // passed over: the node that it waits by is out of touch
 	Mode   string   `json:"mode"`
 	Choice string   `json:"choice"` // any or all
 	Host   string   `json:"host,omitempty"`

@@ -105,7 +105,7 @@ func (p *webPort) hasEvents(ctx context.Context) error {
 
 // eventInfo describes an event to watchers.
 type eventInfo struct {
-	Kind   string     `json:"kind"` // granted, queued, released, withdrawn or superseded
+	Kind   string     `json:"kind"` // granted, queued, released, withdrawn, superseded, renewed, away or back
 	Locks  []string   `json:"locks"`
 	Owner  string     `json:"owner"`
 	Fence  fsm.Fence  `json:"fence,omitempty"`

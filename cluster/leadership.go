@@ -104,6 +104,7 @@ func (n *Node) term(ctx context.Context) {
 	term := n.raft.CurrentTerm()
 	var base fsm.Millis
 	n.replica.view(func(m *fsm.Machine) { base = m.Now() })
+	known := n.callRoll(base)
 	o := newOffice(n.raft, term, base)
 	o.refuse = func(c fsm.Command) (string, bool) { return n.refuse(o, c) }
 	o.reads = &reads{
@@ -115,6 +116,7 @@ func (n *Node) term(ctx context.Context) {
 	jobs.Go(func() { o.run(ctx) })
 	jobs.Go(func() { n.tick(ctx, o) })
 	jobs.Go(func() { n.reap(ctx, o) })
+	jobs.Go(func() { n.attend(ctx, o, known) })
 	jobs.Go(func() { n.reconcileMembers(ctx, o) })
 	jobs.Go(func() { n.poll(ctx, o) })
 	n.office.Store(o)

@@ -20,7 +20,7 @@ func (t Table) list(lock string) listing {
 	}
 	for i, w := range t.Waits {
 		if lock == "" || slices.Contains(w.Request.Locks, lock) {
-			l.Waiters = append(l.Waiters, waiterInfoOf(w, t.Now, seats.places[i]))
+			l.Waiters = append(l.Waiters, waiterInfoOf(t, i, seats.places[i]))
 		}
 	}
 	return l

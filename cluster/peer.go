@@ -40,6 +40,8 @@ type peers struct {
 	by      map[fsm.Incarnation]*peer
 	placed  map[string][]*peer            // by the host names and the boot of what they watch
 	contact map[fsm.Incarnation]time.Time // when we last heard of it
+	latest  map[string]fsm.Incarnation    // of the nodes that are connected, by id
+	turned  chan struct{}                 // holds a token after an incarnation has come in touch, or out of it
 	losses  int                           // connections that have ended
 	closed  bool
 }
@@ -50,6 +52,8 @@ func newPeers() *peers {
 		by:      make(map[fsm.Incarnation]*peer),
 		placed:  make(map[string][]*peer),
 		contact: make(map[fsm.Incarnation]time.Time),
+		latest:  make(map[string]fsm.Incarnation),
+		turned:  make(chan struct{}, 1),
 	}
 }
 
@@ -103,8 +107,24 @@ func (ps *peers) remove(p *peer) {
 			delete(ps.placed, key)
 		}
 	}
-	if ps.by[p.inc] == p {
-		delete(ps.by, p.inc)
+	if ps.latest[p.hello.ID] == p.inc {
+		delete(ps.latest, p.hello.ID)
+	}
+	ps.leave(p, p.inc)
+}
+
+// leave notes that an incarnation is not in touch by this connection any more.
+func (ps *peers) leave(p *peer, inc fsm.Incarnation) {
+	if p != nil && ps.by[inc] == p {
+		delete(ps.by, inc)
+		ps.turn()
+	}
+}
+
+func (ps *peers) turn() {
+	select {
+	case ps.turned <- struct{}{}:
+	default:
 	}
 }
 
@@ -116,10 +136,17 @@ func (ps *peers) heard(p *peer, inc fsm.Incarnation) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if p.inc != inc {
-		if ps.by[p.inc] == p {
-			delete(ps.by, p.inc)
-		}
+		ps.leave(p, p.inc)
 		p.inc = inc
+		// A node that was started anew is not what it was, though the end of the
+		// connection that it had then may show much later.
+		if old := ps.latest[p.hello.ID]; old < inc {
+			ps.latest[p.hello.ID] = inc
+			ps.leave(ps.by[old], old)
+		}
+	}
+	if ps.by[inc] == nil {
+		ps.turn()
 	}
 	ps.by[inc] = p
 	ps.contact[inc] = time.Now()
@@ -154,12 +181,12 @@ func (ps *peers) push(events []fsm.Event) {
 	frames := make(map[*peer][]byte)
 	for _, e := range events {
 		asked := ps.by[e.Ask.Node]
-		if asked != nil && e.Kind != fsm.EventQueued && e.Kind != fsm.EventRenewed {
+		if asked != nil && tells(e.Kind) {
 			frames[asked] = fsm.AppendEvent(frames[asked], e)
 		} else {
 			asked = nil
 		}
-		if e.Autounlock && len(ps.placed) > 0 {
+		if e.Autounlock && len(ps.placed) > 0 && e.Kind != fsm.EventAway && e.Kind != fsm.EventBack {
 			for _, p := range ps.placed[placeKey(e.Process)] {
 				if p != asked && p.hello.Agent && p.hello.Place.has(e.Process) {
 					frames[p] = fsm.AppendEvent(frames[p], e)
@@ -170,6 +197,15 @@ func (ps *peers) push(events []fsm.Event) {
 	for p, b := range frames {
 		p.out.send(frameEvents, b)
 	}
+}
+
+// tells reports whether an event is for a client to know.
+func tells(k fsm.EventKind) bool {
+	switch k {
+	case fsm.EventQueued, fsm.EventRenewed, fsm.EventAway, fsm.EventBack:
+		return false
+	}
+	return true
 }
 
 // watch reports whether a node in touch watches a process.

@@ -14,8 +14,9 @@ import (
 // Table is every hold and every wait at one moment. Its values must not be changed.
 type Table struct {
 	Now   fsm.Millis
-	Holds []*fsm.Hold // by first lock name, then fence
-	Waits []*fsm.Wait // by ticket
+	Holds []*fsm.Hold         // by first lock name, then fence
+	Waits []*fsm.Wait         // by ticket
+	Away  map[fsm.Ticket]bool // waits that are passed over, as their nodes are out of touch
 }
 
 // Status says whether owner holds one of locks, and else who holds the first busy
@@ -41,7 +42,17 @@ func (n *Node) Table(ctx context.Context, stale bool) (Table, error) {
 	if err != nil {
 		return Table{}, err
 	}
-	return Table{Now: now, Holds: snap.Holds(), Waits: snap.Waits()}, nil
+	return asTable(now, snap), nil
+}
+
+func asTable(now fsm.Millis, snap *fsm.Snapshot) Table {
+	t := Table{Now: now, Holds: snap.Holds(), Waits: snap.Waits(), Away: make(map[fsm.Ticket]bool)}
+	for _, w := range t.Waits {
+		if snap.Away(w.Ask.Node) {
+			t.Away[w.Ticket] = true
+		}
+	}
+	return t
 }
 
 // capture takes a snapshot of the table, here or, for an agent, at a server.

@@ -152,7 +152,7 @@ func (n *fakeNode) Table(context.Context, bool) (Table, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := n.m.Snapshot()
-	return Table{Now: n.m.Now(), Holds: s.Holds(), Waits: s.Waits()}, nil
+	return asTable(n.m.Now(), s), nil
 }
 
 // Dead takes the client's word for it.

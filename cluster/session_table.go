@@ -44,8 +44,8 @@ func (s *session) holds() bool {
 			return false
 		}
 	}
-	for i, w := range t.Waits {
-		s.out = transport.AppendWaiter(s.out, mustJSON(waiterInfoOf(w, t.Now, seats.places[i])))
+	for i := range t.Waits {
+		s.out = transport.AppendWaiter(s.out, mustJSON(waiterInfoOf(t, i, seats.places[i])))
 		if !s.relieve() {
 			return false
 		}
@@ -76,7 +76,8 @@ type waiterInfo struct {
 	Locks  []string   `json:"locks"`
 	Owner  string     `json:"owner"`
 	Ticket fsm.Ticket `json:"ticket"`
-	Place  int        `json:"place"` // 1 is next
+	Place  int        `json:"place"`          // 1 is next
+	Away   bool       `json:"away,omitempty"` // passed over: its node is out of touch
 	Mode   string     `json:"mode"`
 	Choice string     `json:"choice"`
 	Host   string     `json:"host,omitempty"`
@@ -97,15 +98,15 @@ func holdInfoOf(h *fsm.Hold, now fsm.Millis, waiters int) holdInfo {
 	return i
 }
 
-func waiterInfoOf(w *fsm.Wait, now fsm.Millis, place int) waiterInfo {
-	choice := "any"
+func waiterInfoOf(t Table, i, place int) waiterInfo {
+	w, choice := t.Waits[i], "any"
 	if w.Request.Choice == fsm.All {
 		choice = "all"
 	}
 	return waiterInfo{
-		Locks: w.Request.Locks, Owner: w.Request.Owner, Ticket: w.Ticket, Place: place,
+		Locks: w.Request.Locks, Owner: w.Request.Owner, Ticket: w.Ticket, Place: place, Away: t.Away[w.Ticket],
 		Mode: modeWord(w.Request.Mode), Choice: choice,
-		Host: w.Request.Process.Host, PID: w.Request.Process.PID, Waited: now - w.Since,
+		Host: w.Request.Process.Host, PID: w.Request.Process.PID, Waited: t.Now - w.Since,
 	}
 }
 

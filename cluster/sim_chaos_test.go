@@ -111,6 +111,8 @@ func (c *chaos) boot(id string) {
 	}
 	n.Node = c.start(id)
 	if n.raft != nil {
+		events, _ := n.Subscribe(1 << 16)
+		go c.check.watch(events)
 		rc := n.raft.ReloadableConfig()
 		rc.TrailingLogs = 8 // so that who was away gets a snapshot
 		if err := n.raft.ReloadConfig(rc); err != nil {

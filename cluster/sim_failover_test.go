@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -47,7 +48,8 @@ func (w *simWaiter) fence(ctx context.Context, t *testing.T) fsm.Fence {
 
 // TestSimulatedFailovers isolates the leader again and again while clients have
 // connections to every node and wait for one lock, and checks that each of them
-// reads its grant, once, in turn.
+// reads its grant, once, in turn; those of the isolated node after the others, when
+// they can be told.
 func TestSimulatedFailovers(t *testing.T) {
 	const rounds, perNode = 500, 2
 	began := time.Now()
@@ -101,18 +103,21 @@ func simRound(ctx context.Context, t *testing.T, s *sim, round, perNode int, las
 			t.Fatalf("round %d: no new leader", round)
 		}
 	}
+	s.table(ctx, leader, func(table Table) bool { return len(table.Away) == perNode })
 	// The holder's node is cut off, so it comes to another one to release.
 	elsewhere := s.dial(ctx, leader.Name(), holder.owner)
+	cutOff := func(c *lineClient) bool { return c.node == old.Name() }
+	slices.SortStableFunc(queue, func(a, b *lineClient) int { return truth(cutOff(a)) - truth(cutOff(b)) })
 	elsewhere.release(queue[0].owner)
 	healed := false
 	for i, c := range queue {
-		if !healed && c.node == old.Name() {
+		if !healed && cutOff(c) {
 			s.net.Heal()
 			healed = true
 		}
 		rises(c, c.granted(true))
 		next := ""
-		if i+1 < len(queue) {
+		if i+1 < len(queue) && (healed || !cutOff(queue[i+1])) {
 			next = queue[i+1].owner
 		}
 		c.release(next)
@@ -121,6 +126,13 @@ func simRound(ctx context.Context, t *testing.T, s *sim, round, perNode int, las
 		c.end()
 	}
 	return last
+}
+
+func truth(v bool) int {
+	if v {
+		return 1
+	}
+	return 0
 }
 
 // converge checks that all replicas come to hold the same.

@@ -13,8 +13,8 @@ type claimant struct {
 type claim struct {
 	hold  *Hold
 	wait  *Wait
-	row   int // in Machine.holds or Machine.waits
-	timer int // in Machine.deadlines, or noTimer
+	row   int  // in Machine.holds or Machine.waits
+	timer int  // in Machine.deadlines, or noTimer
 	away  bool // it waits, and is passed over, as its node is away
 
 	seats []seat // one a lock, in the order of the request; addresses are linked, so never reallocated

@@ -58,6 +58,17 @@
 // made: Result.Owner is the owner after that. The order is that of tickets: the oldest
 // waiter that can be granted goes first, which may let another be granted, and so on.
 //
+// # Nodes that are away
+//
+// A grant is told to its client by the node that the client has asked, and a grant that
+// nobody is told of would be held for ever. So a place in a queue counts only while its
+// node is in touch with the leader. [NodesAway] has the places of a node stand aside:
+// nothing is granted to them, and they are in nobody's way. They keep their tickets, and
+// with them their order: they are in line again when the node is back ([NodesBack], or
+// anything that it proposes), or, one by one, as their clients ask by other nodes; what
+// is free by then is granted at once. [NodeGone] ends them. The number of slots that one
+// of them wants stays in force.
+//
 // # Time
 //
 // Now never falls. Expiry comes first in every entry: all holds whose deadline is
@@ -91,6 +102,7 @@
 //	I2   Fences, tickets and incarnations are unique, and none is above the last one
 //	     given out.
 //	I3   Holders stand in the order of their fences, queues in that of tickets.
+//	     (Those who stand aside are in none.)
 //	I4   No waiter that can be granted is left waiting.
 //	I5   A claimant has at most one claim, hold or wait, on any one lock.
 //	I6   A claim sits on each of its locks once, and every seat is of a claim that is
@@ -103,12 +115,14 @@
 //	     order, and say what their request has now.
 //	I11  The turns that are remembered are in the order of their times, none too old
 //	     or of the future, and each is of another claimant.
+//	I12  A wait stands aside if and only if its node is away.
 //
 // # Cost
 //
 // Acquire, Release, Withdraw and Renew cost O(log n) at worst, for a table of n
 // holds and however long the queues are (times the number of locks named, at
-// most [MaxLocks]). What ends several claims costs that for each. Holds and waits are
+// most [MaxLocks]). What ends several claims, or has their places stand aside, costs that
+// for each; to put them back may cost a walk through their queues. Holds and waits are
 // never changed once they are in the table, and snapshots share their list, page by
 // page, with the table: taking a [Snapshot] costs next to nothing, and a page of
 // pointers when one is changed for the first time after it.

@@ -1,0 +1,83 @@
+package cluster
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+// callRoll tells the table, before this term's first command, which nodes this leader
+// is in touch with; the others' places are passed over until it is. What an earlier
+// leader said of them is of the past. It returns the last incarnation so far.
+//
+// The entry's time is the table's, so that nothing expires in it, and is granted on,
+// before the roll is called.
+func (n *Node) callRoll(base fsm.Millis) fsm.Incarnation {
+	for _, c := range n.roll(math.MaxUint64) {
+		n.raft.Apply(fsm.AppendEntry(nil, fsm.Entry{Now: base, Proposals: []fsm.Proposal{{Command: c}}}), 0)
+	}
+	var last fsm.Incarnation
+	n.replica.view(func(m *fsm.Machine) {
+		for _, node := range m.Nodes() {
+			last = node.Incarnation
+		}
+	})
+	return last
+}
+
+// attend is the leader's job of keeping that up: a connection that ends takes its node's
+// places out of line, in the log behind whatever has come by it, and the next one puts
+// them back. The nodes of many are told of in one entry. While none comes or goes,
+// nothing is written; the ticker is for what has crossed on its way.
+func (n *Node) attend(ctx context.Context, o *office, before fsm.Incarnation) {
+	t := time.NewTicker(reapEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.peers.turned:
+		case <-t.C:
+		}
+		for _, c := range n.roll(before) {
+			if _, err := o.do(ctx, c); err != nil {
+				break // the office ends
+			}
+		}
+	}
+}
+
+// roll returns what brings the table's word on who is away into line with who is in
+// touch. An incarnation that has just joined may not have named itself to us yet, and
+// has no places before it does; so one that is newer than before is out of touch only
+// when it has been in touch.
+func (n *Node) roll(before fsm.Incarnation) []fsm.Command {
+	var nodes []fsm.Node
+	n.replica.view(func(m *fsm.Machine) { nodes = m.Nodes() })
+	own := n.ledger.incarnation()
+	var away, back []fsm.Incarnation
+	n.peers.mu.Lock()
+	for _, node := range nodes {
+		inc := node.Incarnation
+		_, met := n.peers.contact[inc]
+		switch here := inc == own || n.peers.by[inc] != nil; {
+		case node.Away && here:
+			back = append(back, inc)
+		case !node.Away && !here && (met || inc <= before):
+			away = append(away, inc)
+		}
+	}
+	n.peers.mu.Unlock()
+	// Those who are back come first, or others would pass them at the last moment.
+	var list []fsm.Command
+	for part := range slices.Chunk(back, fsm.MaxNamed) {
+		list = append(list, fsm.NodesBack{Nodes: part})
+	}
+	for part := range slices.Chunk(away, fsm.MaxNamed) {
+		list = append(list, fsm.NodesAway{Nodes: part})
+	}
+	return list
+}
