@@ -11,6 +11,7 @@ import (
 type audit struct {
 	grants map[uint64]history.Event // by fence, first seen
 	ends   map[uint64]history.Event // by fence, first seen
+	passed map[place][]spanOf // when others might pass it
 	// complete says that every fence ever given out was seen: what is not here
 	// was not granted.
 	complete bool
@@ -18,7 +19,7 @@ type audit struct {
 }
 
 func newAudit(events []history.Event, last uint64) *audit {
-	a := &audit{grants: map[uint64]history.Event{}, ends: map[uint64]history.Event{}}
+	a := &audit{grants: map[uint64]history.Event{}, ends: map[uint64]history.Event{}, passed: passes(events)}
 	for _, e := range events {
 		m := a.grants
 		switch e.Kind {
@@ -109,8 +110,49 @@ func acknowledged(pairs []history.Pair, a *audit) Result {
 	return r
 }
 
+// place is a user's in the queue of a lock.
+type place struct{ owner, lock string }
+
+// spanOf is the fences that were given out between two events, first and last included.
+type spanOf struct{ first, last uint64 }
+
+// passes finds in each stream the fences that were given out while a place was passed
+// over, as its node was out of touch. What a stream has not told in full excuses nothing.
+func passes(events []history.Event) map[place][]spanOf {
+	type ticket struct {
+		node   string
+		number uint64
+	}
+	fence, away := map[string]uint64{}, map[ticket]uint64{}
+	spans := map[place][]spanOf{}
+	for _, e := range events {
+		t := ticket{e.Node, e.Ticket}
+		switch {
+		case e.Gap:
+			for o := range away {
+				if o.node == e.Node {
+					delete(away, o)
+				}
+			}
+		case e.Kind == "granted":
+			fence[e.Node] = e.Fence
+		case e.Kind == "away":
+			away[t] = fence[e.Node] + 1
+		case e.Kind == "back", e.Kind == "withdrawn", e.Kind == "superseded" && e.Cause != "":
+			if from, ok := away[t]; ok && from <= fence[e.Node] {
+				for _, l := range e.Locks {
+					spans[place{e.Owner, l}] = append(spans[place{e.Owner, l}], spanOf{from, fence[e.Node]})
+				}
+			}
+			delete(away, t)
+		}
+	}
+	return spans
+}
+
 // queue: who waits for one exclusive lock is served in the order of the places in
-// its queue, as long as it waits. A stream is believed where it has no gap; what it
+// its queue, as long as it waits; but for those whose nodes are out of touch, from the
+// event that says so to the one that says that they are back. A stream is believed where it has no gap; what it
 // says was checked to be what all say. A node that got a snapshot has skipped what is
 // in it, as its fences and tickets show.
 func queue(in Input, a *audit) Result {
@@ -146,6 +188,18 @@ func queue(in Input, a *audit) Result {
 		switch e.Kind {
 		case "queued":
 			waiting[s] = append(q, wait{e.Ticket})
+		case "away":
+			if i >= 0 {
+				waiting[s] = slices.Delete(q, i, i+1)
+			}
+		case "back":
+			if i < 0 {
+				at := slices.IndexFunc(q, func(w wait) bool { return w.ticket > e.Ticket })
+				if at < 0 {
+					at = len(q)
+				}
+				waiting[s] = slices.Insert(q, at, wait{e.Ticket})
+			}
 		case "withdrawn", "superseded":
 			if i >= 0 && (e.Kind == "withdrawn" || e.Cause != "") {
 				waiting[s] = slices.Delete(q, i, i+1)

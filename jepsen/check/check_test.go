@@ -242,3 +242,72 @@ func TestCertainHolds(t *testing.T) {
 		}
 	}
 }
+
+// A place may be passed from the event that its node is out of touch to the one that it
+// is back, and at no other time.
+func TestPassingOver(t *testing.T) {
+	events := func(list ...history.Event) func(*script) {
+		return func(s *script) {
+			for i := range list {
+				list[i].Node, list[i].Mode, list[i].Locks = "n1", "exclusive", []string{"l"}
+			}
+			s.events = append(s.events, list...)
+		}
+	}
+	queued := func(ticket uint64) history.Event { return history.Event{Kind: "queued", Ticket: ticket} }
+	granted := func(ticket, fence uint64) history.Event {
+		return history.Event{Kind: "granted", Ticket: ticket, Fence: fence}
+	}
+	away, back := history.Event{Kind: "away", Ticket: 1}, history.Event{Kind: "back", Ticket: 1}
+	for name, c := range map[string]struct {
+		tell func(*script)
+		want Verdict
+	}{
+		"away":            {events(queued(1), queued(2), away, granted(2, 1), back, granted(1, 2)), Pass},
+		"by a newcomer":   {events(queued(1), queued(2), away, granted(2, 1), granted(0, 2), back, granted(1, 3)), Pass},
+		"back":            {events(queued(1), queued(2), away, back, granted(2, 1)), Fail},
+		"away, but later": {events(queued(1), queued(2), granted(2, 1), away), Fail},
+		"back for good":   {events(queued(1), queued(2), queued(3), away, granted(2, 1), back, granted(3, 2)), Fail},
+		"another is away": {events(queued(1), queued(2), queued(3), away, granted(3, 1)), Fail},
+	} {
+		s := tell()
+		c.tell(s)
+		if v := verdictOf(t, s, "first come, first served"); v != c.want {
+			t.Errorf("%s: %s, want %s", name, v, c.want)
+		}
+	}
+}
+
+// Who has been passed while its node was out of touch has not waited in vain for that.
+func TestInVainOrAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		away, back int // before which of the grants; -1 is never
+		want       Verdict
+	}{
+		"not away":       {-1, -1, Fail},
+		"away":           {0, 30, Pass},
+		"for some":       {0, 5, Fail},
+		"for most":       {0, 25, Pass},
+		"not told of it": {0, -1, Fail},
+	} {
+		s := tell()
+		s.op(9, history.Invoke, history.Acquire, "l", "z", 0)
+		for i := range 31 {
+			if i == c.away {
+				s.event("away", "l", "z", 0, "")
+			}
+			if i == c.back {
+				s.event("back", "l", "z", 0, "")
+			}
+			if i < 30 {
+				s.get(1, "a", uint64(i+1))
+				s.put(1, "a", uint64(i+1))
+			}
+		}
+		s.now += time.Minute
+		s.op(9, history.Info, history.Acquire, "l", "z", 0)
+		if v := verdictOf(t, s, "nobody waits in vain"); v != c.want {
+			t.Errorf("%s: %s, want %s", name, v, c.want)
+		}
+	}
+}

@@ -319,8 +319,9 @@ const (
 	vainGrants = 20
 )
 
-// starved: nobody waits for ever while others are served. (L2)
-func starved(pairs []history.Pair) Result {
+// starved: nobody waits for ever while others are served, but for those who pass a
+// place while its node is out of touch. (L2)
+func starved(pairs []history.Pair, a *audit) Result {
 	r := Result{Check: "nobody waits in vain", Verdict: Pass}
 	for _, p := range pairs {
 		if p.Call.F != history.Acquire || p.Call.Try || len(p.Call.Locks) != 1 {
@@ -331,8 +332,10 @@ func starved(pairs []history.Pair) Result {
 			continue
 		}
 		passed := 0
+		lawful := a.passed[place{p.Call.Owner, p.Call.Locks[0]}]
 		for _, q := range pairs {
-			if granted(q) && q.Call.Time > p.Call.Time && q.Return.Time < p.Return.Time && slices.Contains(q.Return.Locks, p.Call.Locks[0]) {
+			if granted(q) && q.Call.Time > p.Call.Time && q.Return.Time < p.Return.Time && slices.Contains(q.Return.Locks, p.Call.Locks[0]) &&
+				!slices.ContainsFunc(lawful, func(s spanOf) bool { return s.first <= q.Return.Fence && q.Return.Fence <= s.last }) {
 				passed++
 			}
 		}

@@ -10,7 +10,7 @@ type Event struct {
 	// Gap marks the beginning of a stream: what came before on this node may be missing.
 	Gap bool `json:"gap,omitempty"`
 
-	Kind   string   `json:"kind,omitempty"` // granted, queued, released, withdrawn or superseded
+	Kind   string   `json:"kind,omitempty"` // granted, queued, released, withdrawn, superseded, away or back
 	Locks  []string `json:"locks,omitempty"`
 	Owner  string   `json:"owner,omitempty"`
 	Fence  uint64   `json:"fence,omitempty"`
