@@ -20,6 +20,8 @@
 //     can never arrive before someone listens for it.
 //   - A grant reaches the node of its client twice, from the leader at once and
 //     from the node's own log later; the first one counts.
+//   - Nothing that waits is granted while its node is out of touch with the leader:
+//     nobody could be told.
 //   - A grant whose client has gone is withdrawn by name of the request, so that
 //     it can never end what the same owner asked for later.
 //   - Linearizable reads go by an index the leader vouched for after it proved
