@@ -107,7 +107,7 @@ func (ps *peers) remove(p *peer) {
 			delete(ps.placed, key)
 		}
 	}
-	if ps.latest[p.hello.ID] == p.inc {
+	if ps.by[p.inc] == p && ps.latest[p.hello.ID] == p.inc {
 		delete(ps.latest, p.hello.ID)
 	}
 	ps.leave(p, p.inc)

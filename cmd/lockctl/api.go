@@ -81,6 +81,7 @@ type waiter struct {
 	Locks  []string `json:"locks"`
 	Owner  string   `json:"owner"`
 	Place  int      `json:"place"`
+	Away   bool     `json:"away"`
 	Mode   string   `json:"mode"`
 	Choice string   `json:"choice"`
 	Host   string   `json:"host"`

@@ -71,6 +71,7 @@ func TestOutput(t *testing.T) {
 		{"locks", holdsJSON, "/v1/locks", []string{
 			"a b   alice  7      slots 3  h:42     1.5s  1m1s     1\n", "any of a c", `"bob\x1b[31m"`,
 		}, "\x1b"},
+		{"locks", `{"holds":[],"waiters":[{"locks":["a"],"owner":"bob","place":2,"away":true}]}`, "/v1/locks", []string{"2, passed over"}, ""},
 		{"locks --lock a --stale", `{"holds":[],"waiters":[]}`, "/v1/locks?lock=a&stale=1", []string{"Nothing is held.\n"}, ""},
 		{"locks --json", `{"holds":[],"waiters":[]}`, "/v1/locks", []string{"{\n  \"holds\": [],\n  \"waiters\": []\n}\n"}, "Nothing"},
 	} {

@@ -164,7 +164,11 @@ func (p *program) printTable(t table) {
 		if len(v.Locks) > 1 {
 			what = plain(v.Choice) + " of " + what
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", what, plain(v.Owner), v.Place, plain(v.Mode), process(v.Host, v.PID), duration(v.Waited))
+		place := strconv.Itoa(v.Place)
+		if v.Away {
+			place += ", passed over" // its node is out of touch
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", what, plain(v.Owner), place, plain(v.Mode), process(v.Host, v.PID), duration(v.Waited))
 	}
 	w.Flush()
 }
