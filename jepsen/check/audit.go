@@ -11,7 +11,7 @@ import (
 type audit struct {
 	grants map[uint64]history.Event // by fence, first seen
 	ends   map[uint64]history.Event // by fence, first seen
-	passed map[place][]spanOf // when others might pass it
+	passed map[place][]spanOf       // when others might pass it
 	// complete says that every fence ever given out was seen: what is not here
 	// was not granted.
 	complete bool
