@@ -3,6 +3,7 @@ package db
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -38,6 +39,22 @@ func (c *Cluster) Voters(ctx context.Context) ([]Server, error) {
 		err = errNoLeader
 	}
 	return slices.DeleteFunc(s.Servers, func(v Server) bool { return !v.Voter }), err
+}
+
+// AwaitServers waits until every node, and nobody else, is a server with a vote.
+func (c *Cluster) AwaitServers(ctx context.Context) error {
+	return await(ctx, "every node to have a vote", func() error {
+		voters, err := c.Voters(ctx)
+		if err == nil && len(voters) != len(c.Nodes) {
+			err = fmt.Errorf("the voters are %v", voters)
+		}
+		for _, n := range c.Nodes {
+			if err == nil && !slices.ContainsFunc(voters, func(s Server) bool { return s.Name == n.Name }) {
+				err = fmt.Errorf("%s is none of the voters %v", n.Name, voters)
+			}
+		}
+		return err
+	})
 }
 
 // Await waits until a condition holds: check returns nil.

@@ -56,6 +56,7 @@ var kinds = map[string]fault{
 	"full":      full,
 	"transfer":  transfer,
 	"member":    member,
+	"replace":   replace,
 	"bitflip":   bitflip,
 	"truncate":  truncate,
 	"clockjump": clockJump,
@@ -71,11 +72,14 @@ func NeedsClock(kind string) bool { return kind == "clockjump" || kind == "clock
 // NeedsFar says whether a fault needs a host without a node.
 func NeedsFar(kind string) bool { return kind == "mute" }
 
+// Removes says whether a fault takes servers out of the cluster.
+func Removes(kind string) bool { return kind == "member" || kind == "replace" }
+
 // Usual are all faults but those that damage what is on the disk, behind the back of
 // whoever has written it. far says that there is a host without a node.
 func Usual(far bool) []string {
 	return slices.DeleteFunc(Kinds(), func(k string) bool {
-		return k == "member" || k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
+		return Removes(k) || k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
 	})
 }
 

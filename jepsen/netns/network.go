@@ -69,12 +69,14 @@ func (w *Network) Far() (*Host, error) {
 	return w.hosts[len(w.hosts)-1], nil
 }
 
-// Close lets go of the hosts. Those that no process uses vanish.
+// Close takes the network away, and lets go of the hosts: those that no process uses
+// vanish.
 func (w *Network) Close() error {
 	var errs []error
 	for _, h := range w.hosts {
-		errs = append(errs, h.undelay(), h.space.Close())
+		errs = append(errs, h.undelay(), ip("link del "+h.port), h.space.Close())
 	}
+	errs = append(errs, ip("link del jx0"))
 	return errors.Join(errs...)
 }
 

@@ -112,4 +112,33 @@ func (s *Snapshot) held() uint64 {
 		},
 		Workload: "timeout", Nemesis: []string{"clockjump"}, Nodes: 3,
 	},
+	{
+		Name: "silence", About: "a process is taken for dead when its host has not answered for some seconds",
+		Patches: []Patch{
+			{
+				"cluster/poll.go", "		if err := p.remote.Ask(ctx, at, q.PID); err != nil {",
+				"		for _, d := range p.silent(at, q.PID, q) {\n			p.report(ctx, p.node.office.Load(), d)\n		}\n		if err := p.remote.Ask(ctx, at, q.PID); err != nil {",
+			},
+			{"cluster/zz_mutant.go", "", `package cluster
+
+import (
+	"net/netip"
+
+	"github.com/lockerd/lockerd/fsm"
+)
+
+func (p *polls) silent(at netip.Addr, pid int32, q fsm.Process) []fsm.Process {
+	p.mu.Lock()
+	t := p.all[q]
+	silent := t != nil && t.asks > 5
+	p.mu.Unlock()
+	if !silent {
+		return nil
+	}
+	return p.answered(at, pid)
+}
+`},
+		},
+		Workload: "faraway", Nemesis: []string{"mute"}, Nodes: 3,
+	},
 }

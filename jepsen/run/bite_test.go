@@ -3,18 +3,24 @@
 package run_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lockerd/lockerd/jepsen/db"
 	"github.com/lockerd/lockerd/jepsen/disk"
+	"github.com/lockerd/lockerd/jepsen/gen"
+	"github.com/lockerd/lockerd/jepsen/history"
+	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/netns"
 	"github.com/lockerd/lockerd/jepsen/proc"
 	"github.com/lockerd/lockerd/jepsen/run"
@@ -180,7 +186,6 @@ func TestFullDiskBites(t *testing.T) {
 	}
 }
 
-// One network serves all its tests: a sandbox has room for one.
 func TestNetworkFaultsBite(t *testing.T) {
 	needSandbox(t)
 	w, err := netns.New(2)
@@ -391,6 +396,41 @@ func stream(a, b *netns.Host, n int) error {
 		_, err = c.Write(make([]byte, n))
 	}
 	return errors.Join(err, c.Close(), <-got)
+}
+
+// The leadership goes to another server when it is handed over.
+func TestTransferBites(t *testing.T) {
+	needSandbox(t)
+	binary := filepath.Join(dir, "lockerd")
+	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/lockerd").CombinedOutput(); err != nil {
+		t.Fatalf("build lockerd: %v: %s", err, out)
+	}
+	c, err := db.New(db.Options{Binary: binary, Nodes: 3, Disks: dir, Logs: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := errors.Join(c.AwaitReady(ctx), c.AwaitServers(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	inject := func(kind string) {
+		t.Helper()
+		e := &nemesis.Env{Cluster: c, Rec: history.NewRecorder()}
+		if err := nemesis.Run(ctx, e, []gen.Fault{{Kind: kind, For: time.Millisecond, Seed: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was, term := c.Leader(ctx)
+	inject("transfer")
+	if is, now := c.Leader(ctx); is == nil || is == was || now <= term {
+		t.Errorf("%v led in term %d, and %v does in term %d", was, term, is, now)
+	}
 }
 
 func TestStopBites(t *testing.T) {

@@ -60,8 +60,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%d nodes: a cluster has 1 to 9", c.Nodes)
 	case c.Nodes < 2 && slices.ContainsFunc(c.Nemesis, needsOthers):
 		return fmt.Errorf("%v on one node: there is nobody to cut it off from", c.Nemesis)
-	case c.Nodes < 3 && slices.Contains(c.Nemesis, "member"):
-		return fmt.Errorf("member with %d nodes: no majority would be left", c.Nodes)
+	case c.Nodes < 3 && slices.ContainsFunc(c.Nemesis, nemesis.Removes):
+		return fmt.Errorf("%v with %d nodes: no majority would be left", c.Nemesis, c.Nodes)
 	case c.Clients < 1 || c.Locks < 1 || c.Rate <= 0:
 		return fmt.Errorf("%d clients, %d locks, %v actions a second: all must be above 0", c.Clients, c.Locks, c.Rate)
 	case c.Time < time.Second:

@@ -201,7 +201,11 @@ func (c *Client) lockOnce(o client.Options, note history.Op, proto int) (*Hold, 
 	case history.OK:
 		return &Hold{Fence: r.fence, locks: r.locks, proto: proto}, nil
 	case history.Info:
-		c.unknown()
+		if word == "timeout" {
+			c.renew() // the server has withdrawn it, and nobody cleans up behind that
+		} else {
+			c.unknown()
+		}
 	}
 	return nil, nil
 }
