@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/lockerd/lockerd/jepsen/db"
@@ -40,4 +41,23 @@ const Fastest = 4
 // clockRate lets the clocks of nodes run at a quarter to four times their pace.
 func clockRate(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
 	return e.setClocks(e.some(ctx, rng), math.Pow(Fastest, 2*rng.Float64()-1), 0)
+}
+
+// slowLeader cuts the leader off from the other nodes, and not from its clients, while
+// its clock is slow and theirs are fast: it goes on believing that it leads long after
+// another one has been elected.
+func slowLeader(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	lead := e.leader(ctx, rng)
+	others := slices.DeleteFunc(slices.Clone(e.Cluster.Nodes), func(n *db.Node) bool { return n == lead })
+	did, clock, err := e.setClocks([]*db.Node{lead}, 1.0/Fastest, 0)
+	if err != nil {
+		return did, clock, err
+	}
+	heal := func() error { return errors.Join(clock(), e.healNetwork()) }
+	if err := e.apart([]*db.Node{lead}, others); err != nil {
+		return did, heal, err
+	}
+	more, clocks, err := e.setClocks(others, Fastest, 0)
+	heal = func() error { return errors.Join(clock(), clocks(), e.healNetwork()) }
+	return "leader " + did + "; " + more, heal, err
 }

@@ -61,13 +61,16 @@ var kinds = map[string]fault{
 	"truncate":  truncate,
 	"clockjump": clockJump,
 	"clockrate": clockRate,
+	"slowlead":  slowLeader,
 }
 
 // Kinds are the names of all faults.
 func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
 
 // NeedsClock says whether a fault needs nodes with clocks that can be set.
-func NeedsClock(kind string) bool { return kind == "clockjump" || kind == "clockrate" }
+func NeedsClock(kind string) bool {
+	return kind == "clockjump" || kind == "clockrate" || kind == "slowlead"
+}
 
 // NeedsFar says whether a fault needs a host without a node.
 func NeedsFar(kind string) bool { return kind == "mute" }
@@ -75,11 +78,15 @@ func NeedsFar(kind string) bool { return kind == "mute" }
 // Removes says whether a fault takes servers out of the cluster.
 func Removes(kind string) bool { return kind == "member" || kind == "replace" }
 
+// Hastens says whether a fault lets clocks run fast, at most by Fastest.
+func Hastens(kind string) bool { return kind == "clockrate" || kind == "slowlead" }
+
 // Usual are all faults but those that damage what is on the disk, behind the back of
-// whoever has written it. far says that there is a host without a node.
+// whoever has written it, and slowlead for as long as lockerd does not stand up to it:
+// that would hide what the others find. far says that there is a host without a node.
 func Usual(far bool) []string {
 	return slices.DeleteFunc(Kinds(), func(k string) bool {
-		return Removes(k) || k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
+		return Removes(k) || k == "bitflip" || k == "truncate" || k == "slowlead" || NeedsFar(k) && !far
 	})
 }
 

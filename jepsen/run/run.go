@@ -100,7 +100,7 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 		s.env.Hosts = append(s.env.Hosts, n.Client())
 	}
 	end := check.End{Workload: s.Workload, Loses: s.work.Loses, Guard: !s.NoGuard, Nemesis: len(s.Nemesis) > 0}
-	if slices.Contains(s.Nemesis, "clockrate") {
+	if slices.ContainsFunc(s.Nemesis, nemesis.Hastens) {
 		end.Hasten = nemesis.Fastest
 	}
 	err = s.faultsAndClients(ctx, &end)

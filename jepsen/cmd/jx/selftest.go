@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/jepsen/check"
+	"github.com/lockerd/lockerd/jepsen/gen"
 	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/overlay"
 	"github.com/lockerd/lockerd/jepsen/run"
@@ -69,6 +70,12 @@ func catch(ctx context.Context, o options, m overlay.Mutant, out io.Writer) (boo
 	o.Workload, o.Nemesis, o.Nodes, o.Clocks = m.Workload, m.Nemesis, m.Nodes, true
 	if m.Rate > 0 {
 		o.Rate = m.Rate
+	}
+	if m.Clients > 0 {
+		o.Clients = m.Clients
+	}
+	if m.Rhythm != (gen.Rhythm{}) {
+		o.Rhythm = m.Rhythm
 	}
 	var spent time.Duration
 	for spent < catchTime {
