@@ -29,6 +29,9 @@ func (m *Machine) Check() error {
 	if err := m.checkTurns(); err != nil {
 		return err
 	}
+	if err := m.checkRemoved(); err != nil {
+		return err
+	}
 	return m.checkIndexes()
 }
 

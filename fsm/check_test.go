@@ -26,6 +26,8 @@ func sound(t *testing.T) *Machine {
 		Acquire{Owner: "dan", ID: RequestID{1}, Locks: []string{"a"}, Block: true, Process: auto, Autounlock: true}, // ticket 3
 		Acquire{Owner: "dan", ID: RequestID{2}, Turn: 2, Locks: []string{"free"}, Process: auto, Autounlock: true},  // busy
 		Release{Owner: "eve", ID: RequestID{3}, Locks: []string{"a"}},
+		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753"},
+		RemoveServer{ID: "6f0d", Name: "n3", Addr: "h3:1753", Out: true},
 	}
 	for i := range 10 {
 		commands = append(commands, Acquire{Owner: fmt.Sprint("o", i/2), ID: RequestID{byte(i)}, Locks: []string{"crowd"}, Block: true})
@@ -126,6 +128,13 @@ func TestCheckFinds(t *testing.T) {
 		{"I7: fence 2 has a deadline without", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 0 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { editHold(m, 2, func(h *Hold) { h.Limit = 201 }) }},
 		{"I7: the deadline of fence 2", func(m *Machine) { hold(m, 2).timer = noTimer }},
+		{"I13: 2 servers removed, of 1 ids", func(m *Machine) { m.removed[1].ID = m.removed[0].ID }},
+		{"I13: no server is named", func(m *Machine) { m.removed[0].ID = "" }},
+		{"I13: 1025 servers removed", func(m *Machine) {
+			for i := range maxRemoved - 1 {
+				m.removed = append(m.removed, RemoveServer{ID: fmt.Sprint(i)})
+			}
+		}},
 		{"I11: 2 turns, of 3 claimants", func(m *Machine) { m.turns.live[claimant{}] = 9 }},
 		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 9 }},
 		{"I11: the turn of \"eve\" is out of time", func(m *Machine) { m.turns.list[1].at = 11 }},

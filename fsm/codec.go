@@ -19,6 +19,7 @@ const (
 	kindNodeGone
 	kindNodesAway
 	kindNodesBack
+	kindRemoveServer
 )
 
 // Flags of requests and of holds.
@@ -88,7 +89,7 @@ func DecodeProposal(b []byte) (Proposal, []byte, error) {
 func (r *reader) proposal() Proposal {
 	r.version()
 	kind := r.byte()
-	if r.err == nil && kind > kindNodesBack {
+	if r.err == nil && kind > kindRemoveServer {
 		r.err, r.b = fmt.Errorf("%w (command kind %d is not known here)", ErrNewer, kind), nil
 	}
 	body := r.sub(MaxCommand, "command")
@@ -124,6 +125,8 @@ func kindOf(c Command) byte {
 		return kindNodesAway
 	case NodesBack:
 		return kindNodesBack
+	case RemoveServer:
+		return kindRemoveServer
 	}
 	return 0
 }
@@ -160,6 +163,8 @@ func appendCommand(b []byte, c Command) []byte {
 		b = appendNumbers(b, c.Nodes)
 	case NodesBack:
 		b = appendNumbers(b, c.Nodes)
+	case RemoveServer:
+		b = appendRemoveServer(b, c)
 	}
 	return b
 }
@@ -194,6 +199,8 @@ func (r *reader) command(kind byte) Command {
 		return NodesAway{Nodes: readNumbers[Incarnation](r)}
 	case kindNodesBack:
 		return NodesBack{Nodes: readNumbers[Incarnation](r)}
+	case kindRemoveServer:
+		return r.removeServer()
 	}
 	r.fail("command kind %d", kind)
 	return nil

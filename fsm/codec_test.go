@@ -44,6 +44,7 @@ func fullCommands() []Command {
 		NodeGone{Node: 200},
 		NodesAway{Nodes: []Incarnation{1, 300}},
 		NodesBack{Nodes: []Incarnation{1 << 40}},
+		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753", Out: true},
 	}
 }
 
@@ -118,7 +119,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"version 0", patched(0, 0), ErrCorrupt, "version 0"},
 		{"later version", patched(0, 2), ErrNewer, "upgrade this node"},
 		{"later version of a proposal", patched(3, 2), ErrNewer, "upgrade this node"},
-		{"later kind", patched(4, 12), ErrNewer, "command kind 12 is not known here"},
+		{"later kind", patched(4, 13), ErrNewer, "command kind 13 is not known here"},
 		{"kind of the order ledger", patched(4, 40), ErrNewer, "upgrade this node"},
 		{"kind 0", patched(4, 0), ErrCorrupt, "command kind 0"},
 		{"no command", encoded(nil), ErrCorrupt, "command kind 0"},
@@ -142,6 +143,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"negative process id", encoded(Acquire{Process: Process{PID: -1}}), ErrCorrupt, "process id"},
 		{"choice", encoded(Acquire{Choice: 2}), ErrCorrupt, "choice"},
 		{"mode", encoded(Acquire{Mode: 3}), ErrCorrupt, "mode"},
+		{"long id", encoded(RemoveServer{ID: long}), ErrCorrupt, "server's id"},
+		{"address of two lines", encoded(RemoveServer{ID: "a", Addr: "h\n:1"}), ErrCorrupt, "control"},
 		{"too many fences", encoded(ProcessGone{Fences: make([]Fence, MaxNamed+1)}), ErrCorrupt, "list 4097"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -116,6 +116,7 @@
 //	I11  The turns that are remembered are in the order of their times, none too old
 //	     or of the future, and each is of another claimant.
 //	I12  A wait stands aside if and only if its node is away.
+//	I13  The removed servers that are remembered are not too many, and each is another.
 //
 // # Cost
 //

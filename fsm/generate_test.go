@@ -78,6 +78,9 @@ func (s *script) command() Command {
 		if s.next(4) == 0 {
 			return NodeGone{Node: Incarnation(s.next(5))}
 		}
+		if s.next(8) == 0 {
+			return RemoveServer{ID: [...]string{"a", "b", ""}[s.next(3)], Name: "n", Out: s.next(2) == 0}
+		}
 		return NodeJoin{Name: "n", Nonce: [16]byte{byte(s.next(5))}}
 	case 15:
 		nodes := []Incarnation{Incarnation(s.next(5)), Incarnation(s.next(5))}

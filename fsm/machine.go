@@ -54,6 +54,7 @@ type Machine struct {
 	sessions  []*session       // open incarnations, rising
 	deadlines deadlines
 	turns     turns
+	removed   []RemoveServer // servers out of the cluster
 
 	// Of the entry being applied.
 	dirty  candidates
@@ -140,6 +141,8 @@ func (m *Machine) run(ask Ask, c Command) Result {
 		return m.nodesAway(c)
 	case NodesBack:
 		return m.nodesBack(c.Nodes...)
+	case RemoveServer:
+		return m.removeServer(c)
 	}
 	return Result{} // Tick: its entry's time was all of it
 }

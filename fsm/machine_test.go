@@ -164,7 +164,9 @@ func TestEncodeInChunks(t *testing.T) {
 
 // TestRestoreRefuses damages snapshots, with a correct checksum and without.
 func TestRestoreRefuses(t *testing.T) {
-	good := encode(t, sound(t))
+	m := sound(t)
+	good := encode(t, m)
+	first := len(good) - 4 - len(appendRemoved(nil, m.removed)) // where the first snapshots ended
 	for i := range good {
 		b := slices.Clone(good)
 		b[i] ^= 0x40
@@ -177,7 +179,7 @@ func TestRestoreRefuses(t *testing.T) {
 		if _, err := Restore(good[:i]); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("cut to %d bytes: %v", i, err)
 		}
-		if i > len(magic)+5 && i < len(good)-4 {
+		if i > len(magic)+5 && i < len(good)-4 && i != first {
 			if _, err := Restore(seal(good[:i])); !errors.Is(err, ErrCorrupt) {
 				t.Fatalf("cut to %d bytes: %v", i, err)
 			}
@@ -206,6 +208,9 @@ func TestRestoreRefuses(t *testing.T) {
 		{"fence 0 after 0", rawTable{holds: []*Hold{hold(0, "o", Ask{}, "a")}}},
 		{"turn of \"ann\"", rawTable{turns: []turn{{who: claimant{owner: "ann"}}, {who: claimant{owner: "ann"}}}}},
 		{"turn of \"ann\"", rawTable{turns: []turn{{who: claimant{owner: "ann"}, at: 1}}}},
+		{"I13: 2 servers", rawTable{removed: []RemoveServer{{ID: "a"}, {ID: "a"}}}},
+		{"I13: no server", rawTable{removed: []RemoveServer{{Name: "a"}}}},
+		{"removed servers 1025", rawTable{removed: make([]RemoveServer, maxRemoved+1)}},
 		{"two claims of one claimant", rawTable{fence: 2, holds: []*Hold{hold(1, "o", Ask{}, "a"), hold(2, "o", Ask{}, "a")}}},
 		{"two claims of one claimant", rawTable{fence: 1, ticket: 1, holds: []*Hold{hold(1, "o", Ask{}, "a")}, waits: []*Wait{wait(1, "o", Ask{}, "a")}}},
 		{"two claims of one request", rawTable{incarnation: 1, sessions: one, fence: 2, holds: []*Hold{hold(1, "o", Ask{1, 1}, "a"), hold(2, "p", Ask{1, 1}, "b")}}},
@@ -236,6 +241,7 @@ type rawTable struct {
 	holds       []*Hold
 	waits       []*Wait
 	turns       []turn
+	removed     []RemoveServer
 }
 
 func (r rawTable) snapshot() *Snapshot {
@@ -248,7 +254,7 @@ func (r rawTable) snapshot() *Snapshot {
 	}
 	return &Snapshot{
 		fence: r.fence, ticket: r.ticket, incarnation: r.incarnation, sessions: r.sessions,
-		holds: holds.share(), waits: waits.share(), turns: r.turns,
+		holds: holds.share(), waits: waits.share(), turns: r.turns, removed: r.removed,
 	}
 }
 
@@ -347,6 +353,7 @@ func TestValidate(t *testing.T) {
 		{NodesAway{Nodes: []Incarnation{7}}, ""},
 		{NodesAway{Nodes: make([]Incarnation, MaxNamed+1)}, "more than 4096 nodes"},
 		{NodesBack{Nodes: make([]Incarnation, MaxNamed+1)}, "more than 4096 nodes"},
+		{RemoveServer{}, "no server is named"},
 	} {
 		got := ""
 		if err := Validate(tc.c); err != nil {

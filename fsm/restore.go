@@ -57,6 +57,7 @@ func restore(b []byte) (*Machine, error) {
 	r.waits(m)
 	r.turns(m)
 	r.away(m)
+	r.removed(m)
 	if err := r.end(); err != nil {
 		return nil, err
 	}
@@ -157,9 +158,10 @@ func (r *reader) turns(m *Machine) {
 	}
 }
 
-// away reads which nodes are away; snapshots of a time that knew of none end before.
+// away reads which nodes are away; snapshots of a time that knew of none end before,
+// and the part behind begins with a zero.
 func (r *reader) away(m *Machine) {
-	if r.err != nil || len(r.b) == 0 {
+	if r.err != nil || len(r.b) == 0 || r.b[0] == 0 {
 		return
 	}
 	n := r.count(maxSessions, 1, "nodes that are away")

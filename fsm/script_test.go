@@ -25,9 +25,10 @@ import (
 //	leave NODE
 //	away NODE...
 //	back NODE...
+//	remove ID [name=N] [addr=A] [out]
 //
 // and with any: now=MS (of the entry), ask=NODE/SEQ, floor=SEQ. Views: table,
-// status, claim, nodes, process, new.
+// status, claim, nodes, process, removed, new.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/script", func(t *testing.T, path string) {
 		m := New()
@@ -215,6 +216,8 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		p.Command = NodesAway{Nodes: a.incarnations()}
 	case "back":
 		p.Command = NodesBack{Nodes: a.incarnations()}
+	case "remove":
+		p.Command = RemoveServer{ID: a.word(0), Name: a.values["name"], Addr: a.values["addr"], Out: a.has("out")}
 	default:
 		t.Fatalf("unknown command %s", cmd)
 	}
@@ -259,6 +262,10 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 				fmt.Fprint(&b, " away")
 			}
 			fmt.Fprintln(&b)
+		}
+	case "removed":
+		for _, r := range m.Removed() {
+			fmt.Fprintf(&b, "%s %s %s out=%v\n", r.ID, r.Name, r.Addr, r.Out)
 		}
 	case "process":
 		holds, waits := m.OnHost(a.values["host"])

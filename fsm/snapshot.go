@@ -25,6 +25,7 @@ type Snapshot struct {
 	holds       shared[Hold]
 	waits       shared[Wait]
 	turns       []turn
+	removed     []RemoveServer
 }
 
 // memory is a session as of the snapshot.
@@ -47,6 +48,7 @@ func (m *Machine) Snapshot() *Snapshot {
 		holds:       m.holds.share(),
 		waits:       m.waits.share(),
 		turns:       m.turns.all(),
+		removed:     m.removed,
 	}
 	for i, o := range m.sessions {
 		s.sessions[i] = memory{node: o.node, floor: o.floor, answers: slices.Clone(o.answers)}
@@ -98,6 +100,7 @@ func (s *Snapshot) away() (away []Incarnation) {
 //	uvarint count, waits by ticket
 //	uvarint count, turns by time
 //	uvarint count, incarnations that are away, rising; nothing if none is
+//	zero, uvarint count, removed servers by time; nothing if there is none
 //	CRC-32C of all before it, 4 bytes, little-endian
 //
 // It stops at the first error of write, and returns that. write must not keep
@@ -172,6 +175,7 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 	if away := s.away(); len(away) > 0 {
 		b = appendNumbers(b, away)
 	}
+	b = appendRemoved(b, s.removed)
 	if err := flush(1); err != nil {
 		return err
 	}

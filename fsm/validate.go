@@ -71,6 +71,8 @@ func Validate(c Command) error {
 		return checkNodes(c.Nodes)
 	case NodesBack:
 		return checkNodes(c.Nodes)
+	case RemoveServer:
+		return c.validate()
 	case Withdraw, Tick, NodeGone:
 		return nil
 	}
