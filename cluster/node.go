@@ -81,7 +81,7 @@ type Node struct {
 	// Of servers alone; nil in an agent.
 	replica *replica
 	raft    *raft.Raft
-	trans   voteTransport
+	trans   raftTransport
 	disk    *guardedDisk
 	closers []func() error
 

@@ -8,8 +8,8 @@ import (
 )
 
 // AppendEntriesPipeline implements raft.Transport.
-func (t voteTransport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, addr)
+func (t raftTransport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, t.to(id, addr))
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,11 +31,11 @@ func TestRaftLayer(t *testing.T) {
 		}
 	}()
 	public := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1753}
-	l := newRaftLayer(share, new(transport.Dialer).Dial, 'R', public)
+	l := newRaftLayer(share, new(transport.Dialer).Dial, 'R', "n1", public)
 	if l.Addr() != net.Addr(public) {
 		t.Errorf("Addr = %v, want what is advertised", l.Addr())
 	}
-	out, err := l.Dial(raft.ServerAddress(share.Addr().String()), time.Second)
+	out, err := l.Dial(joinTarget("n1", raft.ServerAddress(share.Addr().String())), time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,13 +50,37 @@ func TestRaftLayer(t *testing.T) {
 		t.Fatalf("read %q, %v", got, err)
 	}
 
+	// For a server that was at this address before, and one that says nothing.
+	for _, other := range []raft.ServerID{"n2", ""} {
+		out, err := l.Dial(joinTarget(other, raft.ServerAddress(share.Addr().String())), time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if in, err = l.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		go out.Write([]byte("hello"))
+		for range 2 {
+			if n, err := in.Read(got); !errors.Is(err, errOtherServer) {
+				t.Errorf("for %q: read %d bytes, %v", other, n, err)
+			}
+		}
+	}
+	for _, target := range []raft.ServerAddress{"x", raft.ServerAddress(strings.Repeat("x", maxTarget+1)) + "@x"} {
+		if c, err := l.Dial(target, time.Second); err == nil {
+			c.Close()
+			t.Errorf("%s was dialed", target)
+		}
+	}
+
 	hang := newRaftLayer(share, func(ctx context.Context, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
-	}, 'R', nil)
+	}, 'R', "n1", nil)
 	failed := make(chan error, 1)
 	go func() {
-		_, err := hang.Dial("x", 0)
+		_, err := hang.Dial("n1@x", 0)
 		failed <- err
 	}()
 	hang.Close()

@@ -55,17 +55,18 @@ func (n *Node) openRaft() error {
 	n.replica.restored = func() { n.events.skip(); n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
-	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.dialRaft, HeaderRaft, peerAddr(n.addr))
+	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.dialRaft, HeaderRaft, raft.ServerID(n.id), peerAddr(n.addr))
 	net := &raft.NetworkTransportConfig{
 		Stream:  layer,
 		MaxPool: raftPool,
 		Timeout: raftTimeout,
 		Logger:  n.log.Named("raft-net"),
 	}
+	place := func(_ raft.ServerID, addr raft.ServerAddress) raft.ServerAddress { return addr }
 	if n.gossip != nil {
-		net.ServerAddressProvider = n.gossip
+		place = n.gossip.place
 	}
-	n.trans = voteTransport{raft.NewNetworkTransportWithConfig(net), n.ctx}
+	n.trans = raftTransport{raft.NewNetworkTransportWithConfig(net), n.ctx, place}
 	notify := make(chan bool, 16)
 	conf := n.raftConfig(notify)
 	log := followingLog{cache}
@@ -205,18 +206,18 @@ func (n *Node) watchLeader() {
 	}
 }
 
-// ServerAddr implements raft.ServerAddressProvider: where a server is now, in case
-// it has moved since the configuration was written.
-func (g *gossip) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+// place is where a server is now, in case it has moved since Raft's configuration was
+// written with addr.
+func (g *gossip) place(id raft.ServerID, addr raft.ServerAddress) raft.ServerAddress {
 	if string(id) == g.node.id {
-		return raft.ServerAddress(g.node.addr), nil
+		return raft.ServerAddress(g.node.addr)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if addr, ok := g.lastAddr[string(id)]; ok {
-		return raft.ServerAddress(addr), nil
+	if now, ok := g.lastAddr[string(id)]; ok {
+		return raft.ServerAddress(now)
 	}
-	return "", fmt.Errorf("no gossip of server %s", id)
+	return addr
 }
 
 // peerAddr is an address as others know it, which need not be one we could listen on.
