@@ -159,6 +159,10 @@ func (s namedServer) title() string {
 	return string(s.ID)
 }
 
+func (s namedServer) called(what string) bool {
+	return what != "" && (string(s.ID) == what || s.Name == what || string(s.Address) == what)
+}
+
 // named lists the servers that Raft or gossip knows.
 func (n *Node) named() []namedServer {
 	names := n.names()
@@ -168,10 +172,7 @@ func (n *Node) named() []namedServer {
 		has[string(s.ID)] = true
 		list = append(list, namedServer{Server: s, Name: names[string(s.ID)], Member: true})
 	}
-	if n.gossip == nil {
-		return list
-	}
-	for _, m := range n.gossip.servers() {
+	for _, m := range n.nearby() {
 		if !has[m.ID] {
 			s := raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Addr)}
 			list = append(list, namedServer{Server: s, Name: m.Name})
@@ -187,7 +188,7 @@ func pick(list []namedServer, what string) (namedServer, error) {
 	}
 	var fit []namedServer
 	for _, s := range list {
-		if what != "" && (s.Name == what || string(s.Address) == what) {
+		if s.called(what) {
 			fit = append(fit, s)
 		}
 	}

@@ -114,7 +114,8 @@ type Config struct {
 	// Remote opens the way to the pidstatds. Nil: UDP. Tests and simulations use it.
 	Remote func() (Remote, error)
 
-	machine *machine // where the node runs; tests set it
+	machine *machine          // where the node runs; tests set it
+	nearby  func() []gossiped // the servers that are there; simulations set it, which have no gossip
 
 	// Logger is required.
 	Logger hclog.Logger

@@ -41,6 +41,8 @@ type AdminNode interface {
 	// Transfer hands leadership to a server, or with "" to the best one, and returns
 	// the name of the leader in office. A [Refusal] says why it will not be done.
 	Transfer(ctx context.Context, to string) (leader string, err error)
+	// Remove takes a server out of the cluster for good. A [Refusal] says why it will not be done.
+	Remove(ctx context.Context, node string, force bool) (RemovedServer, error)
 	// Ready says why the node cannot serve.
 	Ready(ctx context.Context) error
 	Name() string
@@ -95,6 +97,7 @@ func (p *webPort) routes() http.Handler {
 	m.HandleFunc("GET /v1/events", p.events)
 	m.HandleFunc("POST /v1/break", p.breakLocks)
 	m.HandleFunc("POST /v1/transfer", p.transfer)
+	m.HandleFunc("POST /v1/remove", p.remove)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")

@@ -94,6 +94,7 @@ td.n,th.n{text-align:right}h1{font-size:1.4em}h2{font-size:1.1em}.bad{color:#a00
 <table><tr><th>Name</th><th>Kind</th><th>Host</th><th>Clients</th><th>Version</th></tr>
 {{range .Members}}<tr><td>{{.Name}}</td><td>{{.Kind}}</td><td>{{.Host}}</td><td>{{.Client}}</td><td>{{.Version}}</td></tr>
 {{end}}</table>
+{{range .Members}}{{if .Note}}<p class="bad">{{.Name}} at {{.Peer}} {{.Note}}.</p>{{end}}{{end}}
 <h2>Holds</h2>
 {{if .Holds}}<table><tr><th>Lock</th><th>Owner</th><th class="n">Fence</th><th>Mode</th><th class="n">Held</th><th class="n">Waiting</th></tr>
 {{range .Holds}}<tr><td>{{join .Locks}}</td><td>{{.Owner}}</td><td class="n">{{.Fence}}</td><td>{{.Mode}}</td><td class="n">{{ms .GrantedAgo}}</td><td class="n">{{.Waiters}}</td></tr>

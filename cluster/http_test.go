@@ -56,6 +56,13 @@ func (n *adminFake) Transfer(_ context.Context, to string) (string, error) {
 	return cmp.Or(to, "n2"), n.failure()
 }
 
+func (n *adminFake) Remove(_ context.Context, node string, force bool) (RemovedServer, error) {
+	if node == "n1" && !force {
+		return RemovedServer{}, Refusal("n1 is needed")
+	}
+	return RemovedServer{ID: "id2", Name: node, Addr: "192.0.2.2:1753"}, n.failure()
+}
+
 func (n *adminFake) Ready(context.Context) error { return n.failure() }
 
 // fakeWeb serves a fake node in which alice holds a, and bob and eve wait for it.

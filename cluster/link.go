@@ -202,6 +202,9 @@ func (l *link) greet(conn net.Conn, r *bufio.Reader) (peerWelcome, error) {
 	if kind != frameWelcome || json.Unmarshal(b, &w) != nil {
 		return w, fmt.Errorf("greet: %w", errPeerGarbage)
 	}
+	if w.Removed {
+		l.node.toldRemoved(w.Cluster)
+	}
 	if w.Error != "" {
 		l.node.log.Warn("turned away by another node", "peer", w.Name, "reason", w.Error)
 		return w, fmt.Errorf("turned away: %s", w.Error)
@@ -279,6 +282,8 @@ func (l *link) handle(kind byte, b []byte) error {
 		return l.reply(b)
 	case frameWhich:
 		return l.tell(b)
+	case frameRemoved:
+		l.node.toldRemoved(string(b))
 	}
 	return nil // kinds of a later release are none of our business
 }

@@ -25,6 +25,9 @@ var (
 	// ErrJoin is the end of a node that found none of the nodes it was to join.
 	ErrJoin = errors.New("no node answers at the addresses to join")
 
+	// ErrRemoved is the end of a server that was removed from its cluster: see [Node.Remove].
+	ErrRemoved = errors.New("this server was removed from the cluster")
+
 	// ErrClosed is returned for requests to a node that is stopping.
 	ErrClosed = errors.New("the node is stopping")
 )
@@ -64,6 +67,7 @@ type Node struct {
 	stopped bool
 	closed  chan struct{} // made when Close begins, closed when it ends
 	err     error
+	retired bool // told that it was removed from the cluster
 	links   map[string]*linkRun
 	routed  route
 	lead    peerLeader
@@ -272,11 +276,11 @@ func (n *Node) Close(ctx context.Context) error {
 
 	n.mu.Lock()
 	n.stopped = true
-	failed := n.err != nil
+	failed, retired := n.err != nil, errors.Is(n.err, ErrRemoved)
 	n.mu.Unlock()
 	n.cancel(ErrClosed)
 
-	if failed {
+	if failed && !retired {
 		// A failed disk may hold Raft and all who wait for it for ever.
 		var short context.CancelFunc
 		ctx, short = context.WithTimeout(ctx, failedTimeout)

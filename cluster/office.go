@@ -241,6 +241,8 @@ func proposalSize(p fsm.Proposal) int {
 		size += len(c.Owner)
 	case fsm.NodeJoin:
 		size += len(c.Name)
+	case fsm.RemoveServer:
+		size += len(c.ID) + len(c.Name) + len(c.Addr)
 	}
 	return size
 }

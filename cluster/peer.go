@@ -325,6 +325,8 @@ func (p *peer) meet(r *bufio.Reader) error {
 		w.Error = fmt.Sprintf("node %s speaks peer protocol %d, yours is %d: upgrade the older one", w.Name, peerProtocol, p.hello.Protocol)
 	case p.hello.Cluster != "" && w.Cluster != "" && p.hello.Cluster != w.Cluster:
 		w.Error = fmt.Sprintf("node %s belongs to cluster %s, yours to %s: correct --join, or give the node an empty --data-dir", w.Name, w.Cluster, p.hello.Cluster)
+	case p.node.removed().out(p.hello.ID):
+		w.Error, w.Removed = ErrRemoved.Error(), true
 	}
 	if _, err := p.conn.Write(transport.AppendFrame(nil, frameWelcome, mustJSON(w))); err != nil {
 		return err
@@ -449,6 +451,15 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 		return mustJSON(n.liveness.anchored(fences)), nil
 	case askHealth:
 		return mustJSON(n.health()), nil
+	case askRemove:
+		var q removeQuery
+		if err := json.Unmarshal(payload, &q); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		return mustJSON(n.expel(ctx, q)), nil
+	case askMembers:
+		list, err := n.Members(ctx)
+		return mustJSON(list), err
 	case askTransfer:
 		var q transferQuery
 		if err := json.Unmarshal(payload, &q); err != nil {

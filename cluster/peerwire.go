@@ -28,6 +28,7 @@ const (
 	frameBounced = 'b' // this node does not lead: ask again elsewhere
 	frameEvents  = 'e' // events that concern the node's clients
 	frameReply   = 'y' // id, status, payload
+	frameRemoved = 'x' // the node was removed from the cluster whose id this is
 	frameWhich   = 'q' // id, []fsm.Fence as JSON: which of them are anchored at the agent?
 )
 
@@ -67,7 +68,8 @@ type peerWelcome struct {
 	Name     string     `json:"name"`
 	Boot     string     `json:"boot"`
 	Version  string     `json:"version"`
-	Error    string     `json:"error,omitempty"` // why the caller is turned away
+	Error    string     `json:"error,omitempty"`   // why the caller is turned away
+	Removed  bool       `json:"removed,omitempty"` // because it was removed from the cluster
 	Leader   peerLeader `json:"leader"`
 	Place    place      `json:"place"`
 }
@@ -93,6 +95,8 @@ const (
 	askHealth  = 'h' // -> health
 
 	askTransfer = 'f' // transferQuery -> adminReply; answered by the leader
+	askRemove   = 'r' // removeQuery -> adminReply; answered by the leader
+	askMembers  = 'm' // -> []Member
 )
 
 // Status bytes of frameReply.

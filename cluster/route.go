@@ -233,6 +233,7 @@ func (n *Node) keepLinks() {
 	for {
 		n.syncLinks()
 		n.learnCluster()
+		n.tellRemoved()
 		select {
 		case <-n.ctx.Done():
 			return
@@ -310,9 +311,12 @@ func (n *Node) servers() map[string]string {
 	for _, s := range n.voters() {
 		m[string(s.ID)] = string(s.Address)
 	}
-	if n.gossip != nil {
-		for _, s := range n.gossip.servers() {
-			m[s.ID] = s.Addr
+	for _, s := range n.nearby() {
+		m[s.ID] = s.Addr
+	}
+	for _, c := range n.removed() {
+		if c.Out {
+			delete(m, c.ID)
 		}
 	}
 	return m

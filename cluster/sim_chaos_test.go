@@ -56,6 +56,7 @@ type chaos struct {
 	alive    map[string]*simNode
 	requests []*simRequest
 	left     []leftover
+	joined   map[string]bool // who was no founder
 }
 
 // leftover is what a node has promised to clean up, and cannot if it dies first.
@@ -73,6 +74,7 @@ func newChaos(t *testing.T, seed uint64, servers, agents int) *chaos {
 		check:  newChecker(t, seed),
 		over:   make(chan struct{}),
 		alive:  make(map[string]*simNode),
+		joined: make(map[string]bool),
 	}
 	for i := range servers {
 		id := fmt.Sprintf("n%d", i+1)
@@ -108,6 +110,10 @@ func (c *chaos) boot(id string) {
 			_ = cfg.PeerListener.Close()
 			cfg.Agent, cfg.PeerListener, cfg.Stores = true, nil, nil
 		}
+		if c.joined[id] {
+			cfg.Servers, cfg.BootstrapExpect, cfg.Join = nil, 1, []string{"of those there are"}
+		}
+		cfg.nearby = c.nearby
 	}
 	n.Node = c.start(id)
 	if n.raft != nil {
@@ -136,7 +142,7 @@ func (c *chaos) kill(ids ...string) {
 			continue
 		}
 		close(n.dead)
-		c.net.Kill(id + ":1")
+		c.net.Kill(c.addr(id))
 		delete(c.nodes, id)
 		closing.Go(func() {
 			if n.raft != nil {
@@ -354,7 +360,7 @@ func (c *chaos) settle() {
 			}
 		})
 	}
-	now, snap := c.nodes["n1"].replica.snapshot()
+	now, snap := c.leader().replica.snapshot()
 	for _, h := range snap.Holds() {
 		c.check.fail("left over at %d: hold %+v", now, h)
 	}

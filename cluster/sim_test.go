@@ -22,6 +22,7 @@ type sim struct {
 	peers []Server
 	nodes map[string]*Node
 	disks map[string]*Stores
+	at    map[string]string // address of a server's host, if that is not its id
 
 	configure func(*Config) // of every node that is started
 }
@@ -45,14 +46,22 @@ func (s *sim) grow(servers int) {
 	}
 }
 
+// addr is that of a node's peer port.
+func (s *sim) addr(id string) string {
+	if a := s.at[id]; a != "" {
+		return a
+	}
+	return id + ":1"
+}
+
 func (s *sim) start(id string) *Node {
 	s.t.Helper()
-	ln, err := s.net.Listen(id + ":1")
+	ln, err := s.net.Listen(s.addr(id))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	cfg := Config{
-		Name: id, Version: "test", PeerListener: ln, Dial: s.net.Dialer(id + ":1"),
+		Name: id, Version: "test", PeerListener: ln, Dial: s.net.Dialer(s.addr(id)),
 		Servers: s.peers, Stores: s.disks[id], BootstrapExpect: len(s.peers), PidstatPort: -1, Logger: testLogger(id),
 	}
 	s.configure(&cfg)

@@ -3,8 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -29,19 +27,19 @@ func (c *chaos) transfer(n *Node, to string) {
 // back locks, from every node, to each server and at once from several, and holds what they are
 // told against what a lock service may say.
 func TestSimulatedTransfers(t *testing.T) {
+	rounds := 60
+	if raceDetector {
+		rounds = 12 // it is slow in a bubble
+	}
 	bubble(t, func(t *testing.T) {
 		c := newChaos(t, 1, 3, 1)
 		defer c.close()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 		defer cancel()
 		c.leader()
-		var running sync.WaitGroup
-		for i := range 8 {
-			cl := &simClient{chaos: c, rng: rand.New(rand.NewPCG(1, uint64(i)+1)), name: fmt.Sprintf("c%d", i)}
-			running.Go(func() { cl.run(ctx) })
-		}
+		idle := c.employ(ctx, 8)
 		time.Sleep(5 * time.Second) // links between all nodes
-		for round := 0; round < 60 && !c.stopping(); round++ {
+		for round := 0; round < rounds && !c.stopping(); round++ {
 			to := c.peers[round%3].ID
 			var moving sync.WaitGroup
 			for _, p := range c.peers[:1+round%3] {
@@ -66,8 +64,7 @@ func TestSimulatedTransfers(t *testing.T) {
 				break
 			}
 		}
-		close(c.over)
-		running.Wait()
+		idle()
 		if !t.Failed() {
 			c.settle()
 		}

@@ -74,6 +74,7 @@ type Member struct {
 	Version string `json:"version,omitempty"`
 	Voter   bool   `json:"voter"`
 	Leader  bool   `json:"leader"`
+	Note    string `json:"note,omitempty"` // what is wrong with it, and what to do
 }
 
 // Report is the node's status. It asks nobody, so it has an answer when the
@@ -157,6 +158,16 @@ func (n *Node) Members(ctx context.Context) ([]Member, error) {
 		}
 		return list, nil
 	}
+	if n.raft == nil {
+		if l := n.leaderLink(); l != nil {
+			// Only servers see Raft's configuration.
+			if b, err := l.ask(ctx, askMembers, nil); err == nil && json.Unmarshal(b, &list) == nil {
+				return list, nil
+			}
+			list = []Member{}
+		}
+	}
+	notes := n.notes()
 	for _, m := range n.gossip.all() {
 		kind := "server"
 		if m.Agent {
@@ -164,10 +175,25 @@ func (n *Node) Members(ctx context.Context) ([]Member, error) {
 		}
 		list = append(list, Member{
 			Name: m.Name, ID: m.ID, Kind: kind, Host: m.Host, Peer: m.Addr, Client: m.Client,
-			Version: m.Version, Voter: voters[m.ID], Leader: m.ID == lead,
+			Version: m.Version, Voter: voters[m.ID], Leader: m.ID == lead, Note: notes[m.ID],
 		})
 	}
 	return list, nil
+}
+
+// notes says what is wrong with servers that are there, by id.
+func (n *Node) notes() map[string]string {
+	notes := make(map[string]string)
+	for id, old := range strays(n.voters(), n.nearby()) {
+		notes[id] = fmt.Sprintf("has come back without its data: lockctl remove %s, then it is taken in", old)
+	}
+	for _, c := range n.removed() {
+		notes[c.ID] = "is being removed"
+		if c.Out {
+			notes[c.ID] = "was removed: it ends when it hears of that, and its data has to be wiped to let it join again"
+		}
+	}
+	return notes
 }
 
 // Ready says why the node cannot serve now: nil if a leader is in reach and has

@@ -41,6 +41,8 @@ type identity struct {
 	Boot    string   `json:"boot,omitempty"`
 	Past    []string `json:"past_boots,omitempty"`
 
+	Removed bool `json:"removed,omitempty"` // from the cluster: this data is of no more use
+
 	path string
 }
 
@@ -78,6 +80,9 @@ func openIdentity(dir string) (*identity, error) {
 	}
 	if id.Version < identityVersion {
 		return nil, fmt.Errorf("%s was written by an older lockerd, whose log has no checksums (format %d, this one needs %d): move %s away and let the node join as a new one", path, id.Version, identityVersion, dir)
+	}
+	if id.Removed {
+		return nil, removedFrom(dir)
 	}
 	return id, nil
 }

@@ -57,25 +57,35 @@ func (n *Node) handTo(ctx context.Context, q transferQuery) adminReply {
 	if err != nil {
 		return adminReply{Refused: err.Error()}
 	}
+	id, failed := n.handOverTo(ctx, o, target)
+	if failed != nil {
+		return *failed
+	}
+	return n.leads(id)
+}
+
+// handOverTo hands leadership over and waits until the next leader is in office. If
+// that is not the target, or if there is none, it says so in failed.
+func (n *Node) handOverTo(ctx context.Context, o *office, target namedServer) (leader string, failed *adminReply) {
 	n.log.Info("handing leadership over", "to", target.title())
-	err = waitFor(ctx, n.raft.LeadershipTransferToServer(target.ID, target.Address).Error)
+	err := waitFor(ctx, n.raft.LeadershipTransferToServer(target.ID, target.Address).Error)
 	switch {
 	case errors.Is(err, raft.ErrNotLeader): // it does not know yet that it is out of office
-		return adminReply{Away: errOutOfOffice.Error()}
+		return "", &adminReply{Away: errOutOfOffice.Error()}
 	case errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
 		// A leader hands over by itself when it stops or its disk is full.
-		return adminReply{Away: "leadership is being handed over already", Begun: true}
+		return "", &adminReply{Away: "leadership is being handed over already", Begun: true}
 	case err != nil:
-		return adminReply{Failed: fmt.Sprintf("%s has not taken over, and %s still leads: %v (try again)", target.title(), n.cfg.Name, err)}
+		return "", &adminReply{Failed: fmt.Sprintf("%s has not taken over, and %s still leads: %v (try again)", target.title(), n.cfg.Name, err)}
 	}
 	id, err := n.successor(ctx, o.term)
 	switch {
 	case err != nil:
-		return adminReply{Failed: fmt.Sprintf("%s has handed over, but no new leader is in office yet: %v (see lockctl status)", n.cfg.Name, err)}
+		return "", &adminReply{Failed: fmt.Sprintf("%s has handed over, but no new leader is in office yet: %v (see lockctl status)", n.cfg.Name, err)}
 	case id != string(target.ID):
-		return adminReply{Failed: fmt.Sprintf("%s leads, since %s was not elected (try again)", n.leads(id).Name, target.title())}
+		return "", &adminReply{Failed: fmt.Sprintf("%s leads, since %s was not elected (try again)", n.leads(id).Name, target.title())}
 	}
-	return n.leads(id)
+	return id, nil
 }
 
 // leads is the answer that a server leads.

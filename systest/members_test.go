@@ -3,9 +3,11 @@ package systest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -88,4 +90,158 @@ func TestTransfer(t *testing.T) {
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("a lock took %v", took)
 	}
+}
+
+// fetch reads what a node answers at path.
+func fetch(n *farm.Node, path string, reply any) error {
+	resp, err := http.Get("http://" + n.HTTP() + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(reply)
+}
+
+// member is a server as others see it.
+type member struct {
+	Name  string
+	ID    string
+	Addr  string
+	Voter bool
+	Note  string
+}
+
+// removedEnd waits until a server has ended because it was removed, and has said so
+// that many times.
+func removedEnd(t *testing.T, n *farm.Node, times int) {
+	t.Helper()
+	code, err := n.AwaitExit(limited(t, granted))
+	if want := "this server was removed from the cluster: wipe " + n.DataDir() + " to let it join again as a new one"; err != nil || code != 78 || strings.Count(n.Log(), want) != times {
+		t.Fatalf("%s ended with %d, %v, and said\n%s", n.Name, code, err, lastLines(n.Log(), 10))
+	}
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// Servers are removed, the leader and dead ones among them, stay out, and come back
+// as new ones. What is held and waited for stays.
+func TestRemove(t *testing.T) {
+	f := start(t, farm.Options{Servers: 5, Agents: 1})
+	agent, lead := f.Nodes[5], leader(t, f)
+	var others []*farm.Node
+	for _, n := range f.Nodes[:5] {
+		if n != lead {
+			others = append(others, n)
+		}
+	}
+	follower, stays, dead, wiped := others[0], others[1], others[2], others[3]
+
+	// A client of each node that is to go, and one whose node stays.
+	atFollower, atLead, waiter := connect(t, follower.Client()), connect(t, lead.Client()), connect(t, stays.Client())
+	must(t, atFollower.lock("f", "one", granted))
+	must(t, atLead.lock("l", "two", granted))
+	must(t, waiter.send("user waiter\nlocks one\nblock 1\nLOCK\n\n"))
+	if _, _, err := waiter.waiting(1, granted); err != nil {
+		t.Fatal(err)
+	}
+
+	var got member
+	for _, n := range []*farm.Node{follower, lead} {
+		// The leader by its own word: it hands over, and answers before it ends.
+		by := agent
+		if n == lead {
+			by = lead
+		}
+		must(t, post(by, "/v1/remove", map[string]any{"node": n.Name}, &got))
+		if got.Name != n.Name || got.Addr != n.Peer() || got.ID == "" {
+			t.Errorf("removed %s: %+v", n.Name, got)
+		}
+		removedEnd(t, n, 1)
+		must(t, n.Start())
+		removedEnd(t, n, 2)
+	}
+	var again member
+	if must(t, post(stays, "/v1/remove", map[string]any{"node": got.ID}, &again)); again != got {
+		t.Errorf("removed again: %+v, want %+v", again, got)
+	}
+	// Its clients have been sent away, and what they have stays theirs.
+	if b, err := atFollower.status(granted); err == nil && b.fault != "stopping" {
+		t.Errorf("a client of the removed server is told %q", b.lines)
+	}
+	must(t, connect(t, stays.Client()).unlock("f", "one", granted))
+	must(t, waiter.grant("waiter", granted))
+	must(t, connect(t, dead.Client()).unlock("l", "two", granted))
+
+	// Dead, and removed before it is back: it hears of it when it comes.
+	dead.Kill()
+	await(t, granted, "a dead server to be removed", func() error {
+		return post(agent, "/v1/remove", map[string]any{"node": dead.Name}, &got)
+	})
+	must(t, dead.Start())
+	removedEnd(t, dead, 1)
+
+	// Two are left. Neither can be spared when the other one is dead, and one that has
+	// lost its data is not taken for what it was.
+	must(t, os.RemoveAll(dead.DataDir()))
+	must(t, dead.Start())
+	voters := func(want int) func() error {
+		return func() error {
+			var s struct{ Servers []member }
+			if err := fetch(stays, "/v1/status", &s); err != nil {
+				return err
+			}
+			n := 0
+			for _, v := range s.Servers {
+				if v.Voter {
+					n++
+				}
+			}
+			if n != want {
+				return fmt.Errorf("%d have a vote: %+v", n, s.Servers)
+			}
+			return nil
+		}
+	}
+	await(t, 20*time.Second, "a vote for the new server", voters(3))
+	wiped.Kill()
+	must(t, os.RemoveAll(wiped.DataDir()))
+	must(t, wiped.Start())
+	var old string
+	for _, by := range []*farm.Node{stays, agent} {
+		await(t, 20*time.Second, "word of the server without its data from "+by.Name, func() error {
+			var list []member
+			if err := fetch(by, "/v1/members", &list); err != nil {
+				return err
+			}
+			for _, m := range list {
+				if _, id, ok := strings.Cut(m.Note, "has come back without its data: lockctl remove "); m.Name == wiped.Name && ok {
+					old, _, _ = strings.Cut(id, ",")
+					return nil
+				}
+			}
+			return fmt.Errorf("%+v", list)
+		})
+	}
+	await(t, granted, "the leader to say so", func() error {
+		var s string
+		for _, n := range []*farm.Node{stays, dead} {
+			s += n.Log()
+		}
+		if strings.Count(s, wiped.Name+" has come back without its data: lockctl remove "+old+", then it is taken in") != 1 {
+			return errors.New(lastLines(s, 10))
+		}
+		return nil
+	})
+	if err := post(agent, "/v1/remove", map[string]any{"node": wiped.Name}, &got); err == nil || !strings.Contains(err.Error(), "409") || !strings.Contains(err.Error(), old) {
+		t.Errorf("remove by a name that two have: %v", err)
+	}
+	must(t, post(agent, "/v1/remove", map[string]any{"node": old}, &got))
+	await(t, 20*time.Second, "a vote for the server without its data", voters(3))
+	if err := post(agent, "/v1/remove", map[string]any{"node": agent.Name}, &got); err == nil || !strings.Contains(err.Error(), "is an agent") {
+		t.Errorf("remove an agent: %v", err)
+	}
+	must(t, connect(t, wiped.Client()).lock("new", "three", granted))
 }

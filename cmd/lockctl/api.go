@@ -61,6 +61,7 @@ type member struct {
 	Version string `json:"version"`
 	Voter   bool   `json:"voter"`
 	Leader  bool   `json:"leader"`
+	Note    string `json:"note"`
 }
 
 type hold struct {

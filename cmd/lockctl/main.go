@@ -88,6 +88,7 @@ Exit status:
   lockctl break build --fence 4711
   lockctl watch --json | jq .
   lockctl transfer lock2
+  lockctl remove lock3
   lockctl --addr node2:1755 members`,
 		Version:           version,
 		SilenceErrors:     true,
@@ -107,7 +108,7 @@ Exit status:
 	f.StringVar(&p.addr, "addr", addr, "HTTP `address` of a node; $LOCKERD_HTTP sets the default")
 	f.DurationVar(&p.timeout, "timeout", 20*time.Second, "longest `time` to wait for an answer")
 	f.BoolVar(&p.json, "json", false, "print JSON, for programs")
-	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand())
+	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand(), p.removeCommand())
 	return root
 }
 

@@ -68,6 +68,9 @@ func TestOutput(t *testing.T) {
 		{"members", `[{"name":"n1","kind":"server","host":"h","peer":"h:1753","client":"h:1751","version":"2.0","voter":true},{"name":"x","kind":"agent"}]`, "/v1/members", []string{
 			"n1    voter  h     h:1753  h:1751   2.0\n", "x     agent  -     -       -        -\n",
 		}, ""},
+		{"members", `[{"name":"n3","kind":"server","peer":"h:1753","note":"has come back without its data: lockctl remove 6f0c, then it is taken in"}]`, "/v1/members", []string{
+			"\nn3 at h:1753 has come back without its data: lockctl remove 6f0c, then it is taken in.\n",
+		}, ""},
 		{"locks", holdsJSON, "/v1/locks", []string{
 			"a b   alice  7      slots 3  h:42     1.5s  1m1s     1\n", "any of a c", `"bob\x1b[31m"`,
 		}, "\x1b"},
@@ -113,6 +116,13 @@ func TestCommands(t *testing.T) {
 		{"transfer n2 --json", 200, `{"leader":"n2"}`, 0, `{"to":"n2"}`, "{\n  \"leader\": \"n2\"\n}\n"},
 		{"transfer n2", 409, `{"error":"n2 is not in touch"}`, 1, `{"to":"n2"}`, "refused: n2 is not in touch"},
 		{"transfer n2", 503, `{"error":"no leader: 1 of 3"}`, 69, `{"to":"n2"}`, "no leader: 1 of 3"},
+		{"remove n3", 200, `{"id":"6f0c","name":"n3","addr":"h3:1753"}`, 0, `{"node":"n3"}`, "Removed: n3 (h3:1753), id 6f0c\n"},
+		{"remove 6f0c --force", 200, `{"id":"6f0c","name":"","addr":"h3:1753"}`, 0, `{"force":true,"node":"6f0c"}`, "Removed: 6f0c (h3:1753), id 6f0c\n"},
+		{"remove n3 --json", 200, `{"id":"6f0c","name":"n3","addr":"h3:1753"}`, 0, `{"node":"n3"}`, "{\n  \"id\": \"6f0c\",\n"},
+		{"remove n3", 409, `{"error":"n3 is the last server with a vote"}`, 1, `{"node":"n3"}`, "refused: n3 is the last"},
+		{"remove n3", 503, `{"error":"no leader: 1 of 3"}`, 69, `{"node":"n3"}`, "no leader: 1 of 3"},
+		{"remove", 200, "", 64, "", "accepts 1 arg"},
+		{"remove n1 n2", 200, "", 64, "", "accepts 1 arg"},
 		{"transfer n2 n3", 200, "", 64, "", "at most 1 arg"},
 	} {
 		f := &fake{code: c.code, body: c.body}

@@ -88,6 +88,9 @@ func TestAgainstNode(t *testing.T) {
 	ask("break a --fence 99", 1, `fence 99`)
 	ask("transfer", 1, `refused: no other server can lead`)
 	ask("transfer n9", 1, `refused: no server is called n9`)
+	ask("remove n1", 1, `refused: n1 is the last server with a vote: let another one join first`)
+	ask("remove n1 --force", 1, `the last server with a vote`)
+	ask("remove n9", 1, `refused: no server is called n9`)
 	ask("transfer n1", 0, `Leader: n1\n`)
 
 	out := new(lines)

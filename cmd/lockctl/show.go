@@ -104,6 +104,11 @@ func (p *program) printMembers(list []member) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", plain(m.Name), r, dash(m.Host), dash(m.Peer), dash(m.Client), dash(m.Version))
 	}
 	w.Flush()
+	for _, m := range list {
+		if m.Note != "" {
+			fmt.Fprintf(p.out, "\n%s at %s %s.\n", plain(m.Name), dash(m.Peer), plain(m.Note))
+		}
+	}
 }
 
 func (p *program) locksCommand() *cobra.Command {

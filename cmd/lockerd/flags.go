@@ -251,6 +251,7 @@ Exit status:
   69  it cannot serve: an address or the data directory is not to be had
   70  internal error, or it could not stop in good order
   74  the disk failed
+  78  the server was removed from its cluster: wipe its data to let it join again
   98  a port or socket is in use
 
 Examples:

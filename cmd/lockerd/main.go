@@ -36,6 +36,7 @@ const (
 	exitServe    = 69
 	exitInternal = 70
 	exitDisk     = 74
+	exitRemoved  = 78
 	exitInUse    = int(syscall.EADDRINUSE)
 )
 
@@ -177,8 +178,11 @@ func await(node *cluster.Node, signals <-chan os.Signal, failed <-chan error, lo
 			if diskFailed(node.Err()) {
 				return exitDisk
 			}
-			if errors.Is(node.Err(), cluster.ErrJoin) {
+			switch {
+			case errors.Is(node.Err(), cluster.ErrJoin):
 				return exitServe
+			case errors.Is(node.Err(), cluster.ErrRemoved):
+				return exitRemoved
 			}
 			return exitInternal
 		}
@@ -215,6 +219,8 @@ func complain(w io.Writer, err error) int {
 		return exitInUse
 	case diskFailed(err):
 		return exitDisk
+	case errors.Is(err, cluster.ErrRemoved):
+		return exitRemoved
 	}
 	return exitServe
 }
