@@ -41,11 +41,16 @@ func newFamily(t testing.TB, addr string) *family {
 	defer until.Close()
 	t.Cleanup(func() { wake.Close() })
 	// The child has the anchor as descriptor 3, and ends with its input.
-	cmd := exec.Command("sh", "-c", "cat >/dev/null <&4 & exec 4<&-; exec 3>&-; exec sleep 600")
+	cmd := exec.Command("sh", "-c", "{ echo; exec cat >/dev/null; } <&4 & exec >&- 4<&- 3>&-; exec sleep 600")
 	cmd.ExtraFiles = []*os.File{file, until}
+	out, err := cmd.StdoutPipe()
+	must(t, err)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// Killed before it has a child, the parent would leave nobody with the anchor.
+	_, err = out.Read(make([]byte, 1))
+	must(t, err)
 	p, err := pidprobe.Lookup(int32(cmd.Process.Pid))
 	must(t, err)
 	return &family{
