@@ -86,7 +86,7 @@ func Hastens(kind string) bool { return kind == "clockrate" || kind == "slowlead
 // that would hide what the others find. far says that there is a host without a node.
 func Usual(far bool) []string {
 	return slices.DeleteFunc(Kinds(), func(k string) bool {
-		return Removes(k) || k == "bitflip" || k == "truncate" || k == "slowlead" || NeedsFar(k) && !far
+		return k == "bitflip" || k == "truncate" || k == "slowlead" || NeedsFar(k) && !far
 	})
 }
 

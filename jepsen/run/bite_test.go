@@ -398,8 +398,9 @@ func stream(a, b *netns.Host, n int) error {
 	return errors.Join(err, c.Close(), <-got)
 }
 
-// The leadership goes to another server when it is handed over.
-func TestTransferBites(t *testing.T) {
+// The leadership goes to another server when it is handed over, and a server that was
+// removed comes back as another one.
+func TestMembershipFaultsBite(t *testing.T) {
 	needSandbox(t)
 	binary := filepath.Join(dir, "lockerd")
 	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/lockerd").CombinedOutput(); err != nil {
@@ -431,6 +432,35 @@ func TestTransferBites(t *testing.T) {
 	if is, now := c.Leader(ctx); is == nil || is == was || now <= term {
 		t.Errorf("%v led in term %d, and %v does in term %d", was, term, is, now)
 	}
+	before := voters(ctx, t, c)
+	inject("member")
+	after := voters(ctx, t, c)
+	stayed := 0
+	for id := range after {
+		if before[id] {
+			stayed++
+		}
+	}
+	if len(after) != 3 || stayed != 2 {
+		t.Errorf("the servers were %v, and are %v", before, after)
+	}
+}
+
+// voters are the ids of the servers with votes.
+func voters(ctx context.Context, t *testing.T, c *db.Cluster) map[string]bool {
+	t.Helper()
+	if err := c.AwaitServers(ctx); err != nil {
+		t.Fatal(err)
+	}
+	servers, err := c.Voters(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, s := range servers {
+		ids[s.ID] = true
+	}
+	return ids
 }
 
 func TestStopBites(t *testing.T) {

@@ -47,7 +47,7 @@ var sets = [][]string{
 	{"kill", "killall"},
 	{"pause", "pauselead", "pauseall"},
 	{"restart", "rolling"},
-	{"transfer"},
+	{"transfer", "member", "replace"},
 	{"power", "powerall"},
 	{"stall", "full"},
 	{"clockjump", "clockrate"},
@@ -63,7 +63,7 @@ func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 		return exitPass, err
 	}
 	if !fs.Changed("time") {
-		o.Time = 9 * time.Second
+		o.Time = 7 * time.Second
 	}
 	o.Rhythm, o.Snapshots = gen.Brisk, true
 	if !fs.Changed("race") {
