@@ -110,7 +110,10 @@ func (c *chaos) boot(id string) {
 			_ = cfg.PeerListener.Close()
 			cfg.Agent, cfg.PeerListener, cfg.Stores = true, nil, nil
 		}
-		if c.joined[id] {
+		c.mu.Lock()
+		joined := c.joined[id]
+		c.mu.Unlock()
+		if joined {
 			cfg.Servers, cfg.BootstrapExpect, cfg.Join = nil, 1, []string{"of those there are"}
 		}
 		cfg.nearby = c.nearby

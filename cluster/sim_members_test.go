@@ -31,11 +31,16 @@ func (c *chaos) nearby() []gossiped {
 
 // join starts a server that nobody knows yet.
 func (c *chaos) join(id string) {
-	c.mu.Lock()
-	c.joined[id] = true
-	c.mu.Unlock()
+	c.announce(id)
 	c.disks[id] = newSimStores(id)
 	c.boot(id)
+}
+
+// announce has what stands in for gossip tell of a server.
+func (c *chaos) announce(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined[id] = true
 }
 
 // vote is a server's standing in Raft's configuration, as the leader has it.
@@ -203,8 +208,7 @@ func TestSimulatedRemovalIsCompleted(t *testing.T) {
 			if lead.id == victim {
 				victim = "n1"
 			}
-			// Neither lists nobody nor takes back whom it lists.
-			c.joined[victim] = true
+			c.announce(victim) // or it could not be taken back
 			done, err := lead.turn(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -297,7 +301,7 @@ func TestSimulatedPromotionWaitsForTheLog(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		c.joined["n9"] = true
+		c.announce("n9")
 		c.disks["n9"] = newSimStores("n9")
 		c.disks["n9"].Log = &slowLog{LogStore: c.disks["n9"].Log, delay: promoteAfter + 4*time.Second}
 		c.boot("n9")
