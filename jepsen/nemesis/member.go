@@ -204,14 +204,16 @@ func (e *Env) succeed(ctx context.Context, n *db.Node, id string) error {
 	if !n.Running() {
 		state = "had ended"
 	}
+	back := false
 	if err := db.Await(ctx, "a look at the voters", func() error {
 		voters, err := e.Cluster.Voters(ctx)
-		if err == nil && slices.ContainsFunc(voters, func(s db.Server) bool { return s.ID == id }) {
-			e.note(memberNote, "%s has its vote again, though it was removed (id %s)", n.Name, id)
-		}
+		back = slices.ContainsFunc(voters, func(s db.Server) bool { return s.ID == id })
 		return err
 	}); err != nil {
 		return err
+	}
+	if back {
+		return fmt.Errorf("%s has its vote again, though it was removed (id %s)", n.Name, id)
 	}
 	n.Kill()
 	if err := errors.Join(n.Disk.Wipe(), n.Start()); err != nil {
