@@ -28,7 +28,7 @@ type call struct {
 	command fsm.Command
 	claim   *Claim                            // of an Acquire or an attaching Renew
 	finish  func(ask fsm.Ask, res fsm.Result) // called once, with only telling held; must not block
-	again   bool                              // an earlier request of the claim may have had its effect
+	again   bool                              // an earlier request may have had its effect
 	sent    int                               // how many times
 }
 
@@ -215,6 +215,10 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 		l.renumber(c)
 		l.mu.Unlock()
 		return
+	case res.Code == fsm.NotHeld && c.again && c.releases():
+		// By our own first request, as far as anybody can tell: its answer went with
+		// the incarnation that made it.
+		res.Code = fsm.Done
 	case res.Code == fsm.Done && c.acquires():
 		// The answer to a repeated request that was granted or queued before, and is
 		// over. No one here has been told of that yet.
@@ -249,6 +253,11 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 func (c *call) acquires() bool {
 	_, ok := c.command.(fsm.Acquire)
 	return ok && !c.claim.ended
+}
+
+func (c *call) releases() bool {
+	_, ok := c.command.(fsm.Release)
+	return ok
 }
 
 // close takes a command off the open ones.
@@ -295,6 +304,8 @@ func (l *ledger) rejoin() {
 			}
 			c.again = true
 			c.claim.forgetNews()
+		} else if c.sent > 0 {
+			c.again = true
 		}
 		again = append(again, c)
 	}

@@ -82,11 +82,10 @@ func Removes(kind string) bool { return kind == "member" || kind == "replace" }
 func Hastens(kind string) bool { return kind == "clockrate" || kind == "slowlead" }
 
 // Usual are all faults but those that damage what is on the disk, behind the back of
-// whoever has written it, and slowlead for as long as lockerd does not stand up to it:
-// that would hide what the others find. far says that there is a host without a node.
+// whoever has written it. far says that there is a host without a node.
 func Usual(far bool) []string {
 	return slices.DeleteFunc(Kinds(), func(k string) bool {
-		return k == "bitflip" || k == "truncate" || k == "slowlead" || NeedsFar(k) && !far
+		return k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
 	})
 }
 

@@ -18,6 +18,7 @@ func TestRegressions(t *testing.T) {
 		"follower-read": check.Linearizable,
 		"ghost-place":   "nothing is left behind",
 		"last-come":     "first come, first served",
+		"lost-release":  "no hold is lost",
 		"late-lock":     "nothing is left behind",
 		"no-fsync":      "fences are unique",
 		"no-memory":     "no hold is lost",
