@@ -40,19 +40,17 @@ var selection = []job{
 var sets = [][]string{
 	nil,
 	{"partition", "isolate", "ring"},
-	{"oneway", "reset"},
-	{"clientcut", "flap"},
-	{"loss", "slow"},
-	{"delay", "reorder", "slowdisk"},
+	{"oneway", "reset", "clientcut", "flap"},
+	{"loss", "slow", "delay", "reorder"},
 	{"kill", "killall"},
 	{"pause", "pauselead", "pauseall"},
-	{"restart", "rolling"},
-	{"transfer", "member", "replace"},
+	{"restart", "rolling", "transfer"},
+	{"member", "replace"},
 	{"power", "powerall"},
-	{"stall", "full"},
-	{"clockjump", "clockrate"},
-	{"mute"},
+	{"stall", "full", "slowdisk"},
+	{"clockjump", "clockrate", "slowlead"},
 	{"partition", "kill", "power", "pause", "clockjump"},
+	{"mute"},
 }
 
 func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
