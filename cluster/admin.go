@@ -149,6 +149,7 @@ type namedServer struct {
 	raft.Server
 	Name   string
 	Member bool // of Raft's configuration
+	Up     bool // in touch
 }
 
 // title is what to call it to people.
@@ -170,12 +171,12 @@ func (n *Node) named() []namedServer {
 	has := make(map[string]bool)
 	for _, s := range n.voters() {
 		has[string(s.ID)] = true
-		list = append(list, namedServer{Server: s, Name: names[string(s.ID)], Member: true})
+		list = append(list, namedServer{Server: s, Name: names[string(s.ID)], Member: true, Up: n.linked(string(s.ID))})
 	}
 	for _, m := range n.nearby() {
 		if !has[m.ID] {
 			s := raft.Server{Suffrage: raft.Nonvoter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Addr)}
-			list = append(list, namedServer{Server: s, Name: m.Name})
+			list = append(list, namedServer{Server: s, Name: m.Name, Up: n.linked(m.ID)})
 		}
 	}
 	return list
@@ -200,9 +201,12 @@ func pick(list []namedServer, what string) (namedServer, error) {
 	}
 	var ids []string
 	for _, s := range fit {
-		standing := "not in the cluster yet"
-		if s.Member {
-			standing = "in the cluster"
+		standing := "out of touch"
+		if s.Up {
+			standing = "in touch"
+		}
+		if !s.Member {
+			standing += ", not in the cluster yet"
 		}
 		ids = append(ids, fmt.Sprintf("%s (%s)", s.ID, standing))
 	}

@@ -30,6 +30,10 @@
 //     leader only proposes: what happens is decided by the log.
 //   - A lock is freed for a death only when the process is dead for certain, and
 //     no connection that its descendants have inherited is open.
+//   - Nobody answers for another server: a Raft connection says whom it is for. Whoever
+//     has lost its data is another server than before, though at the same address.
+//   - A server that an operator has removed is not taken back: the table remembers it.
+//     It is told only when Raft's configuration is without it for certain.
 //   - Any error of the disk ends the node: a replica that cannot trust its log
 //     must not vote.
 //

@@ -19,7 +19,7 @@ const (
 
 	reapEvery = time.Second
 
-	// settle is how often a new leader looks whether Raft has done with its last hand-over.
+	// settle is the pause between two looks whether Raft has done with the last hand-over.
 	settle = 5 * time.Millisecond
 )
 

@@ -56,7 +56,7 @@ func (n *Node) expel(ctx context.Context, q removeQuery) adminReply {
 		return adminReply{Refused: err.Error()}
 	}
 	reply := adminReply{ID: string(target.ID), Name: target.Name, Addr: string(target.Address)}
-	if gone.out(reply.ID) {
+	if !target.Member && gone.out(reply.ID) {
 		return reply
 	}
 	if target.Member {

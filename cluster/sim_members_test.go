@@ -275,7 +275,7 @@ func TestSimulatedWipedServer(t *testing.T) {
 			}
 		}
 		var no Refusal
-		if _, err := lead.Remove(ctx, c.addr(old), false); !errors.As(err, &no) || !strings.Contains(err.Error(), old+" (in the cluster) or "+wiped+" (not in the cluster yet)") {
+		if _, err := lead.Remove(ctx, c.addr(old), false); !errors.As(err, &no) || !strings.Contains(err.Error(), old+" (out of touch) or "+wiped+" (in touch, not in the cluster yet)") {
 			t.Errorf("remove by an address that two have: %v", err)
 		}
 		if _, err := lead.Remove(ctx, old, false); err != nil {

@@ -134,7 +134,7 @@ func TestSimulatedTransferRefusals(t *testing.T) {
 func TestPickServer(t *testing.T) {
 	list := []namedServer{
 		{Server: raft.Server{ID: "a1", Address: "h1:1"}, Name: "n1", Member: true},
-		{Server: raft.Server{ID: "a2", Address: "h2:1"}, Name: "n2", Member: true},
+		{Server: raft.Server{ID: "a2", Address: "h2:1"}, Name: "n2", Member: true, Up: true},
 		{Server: raft.Server{ID: "a3", Address: "h2:1"}, Name: "n2"},
 		{Server: raft.Server{ID: "a4", Address: "h4:1"}, Member: true},
 		{Server: raft.Server{ID: "a5", Address: "h5:1"}, Name: "a4", Member: true},
@@ -145,8 +145,8 @@ func TestPickServer(t *testing.T) {
 		{"h1:1", "a1"},
 		{"a3", "a3"},
 		{"a4", "a4"}, // an id goes before a name
-		{"n2", "2 servers are called n2: say which by its id, a2 (in the cluster) or a3 (not in the cluster yet)"},
-		{"h2:1", "2 servers are called h2:1: say which by its id, a2 (in the cluster) or a3 (not in the cluster yet)"},
+		{"n2", "2 servers are called n2: say which by its id, a2 (in touch) or a3 (out of touch, not in the cluster yet)"},
+		{"h2:1", "2 servers are called h2:1: say which by its id, a2 (in touch) or a3 (out of touch, not in the cluster yet)"},
 		{"n9", "no server is called n9: lockctl status lists the servers"},
 		{"", "no server is called : lockctl status lists the servers"},
 	} {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,15 +130,16 @@ func lastLines(s string, n int) string {
 // Servers are removed, the leader and dead ones among them, stay out, and come back
 // as new ones. What is held and waited for stays.
 func TestRemove(t *testing.T) {
-	f := start(t, farm.Options{Servers: 5, Agents: 1})
-	agent, lead := f.Nodes[5], leader(t, f)
+	f := start(t, farm.Options{Servers: 6, Agents: 1})
+	agent, lead := f.Nodes[6], leader(t, f)
 	var others []*farm.Node
-	for _, n := range f.Nodes[:5] {
+	for _, n := range f.Nodes[:6] {
 		if n != lead {
 			others = append(others, n)
 		}
 	}
 	follower, stays, dead, wiped := others[0], others[1], others[2], others[3]
+	third := others[4]
 
 	// A client of each node that is to go, and one whose node stays.
 	atFollower, atLead, waiter := connect(t, follower.Client()), connect(t, lead.Client()), connect(t, stays.Client())
@@ -183,29 +185,11 @@ func TestRemove(t *testing.T) {
 	must(t, dead.Start())
 	removedEnd(t, dead, 1)
 
-	// Two are left. Neither can be spared when the other one is dead, and one that has
-	// lost its data is not taken for what it was.
-	must(t, os.RemoveAll(dead.DataDir()))
-	must(t, dead.Start())
-	voters := func(want int) func() error {
-		return func() error {
-			var s struct{ Servers []member }
-			if err := fetch(stays, "/v1/status", &s); err != nil {
-				return err
-			}
-			n := 0
-			for _, v := range s.Servers {
-				if v.Voter {
-					n++
-				}
-			}
-			if n != want {
-				return fmt.Errorf("%d have a vote: %+v", n, s.Servers)
-			}
-			return nil
-		}
-	}
-	await(t, 20*time.Second, "a vote for the new server", voters(3))
+	// A new one in place of the first that went, for the end.
+	must(t, os.RemoveAll(follower.DataDir()))
+	must(t, follower.Start())
+
+	// One that has lost its data is not taken for what it was.
 	wiped.Kill()
 	must(t, os.RemoveAll(wiped.DataDir()))
 	must(t, wiped.Start())
@@ -227,7 +211,7 @@ func TestRemove(t *testing.T) {
 	}
 	await(t, granted, "the leader to say so", func() error {
 		var s string
-		for _, n := range []*farm.Node{stays, dead} {
+		for _, n := range []*farm.Node{stays, third} {
 			s += n.Log()
 		}
 		if strings.Count(s, wiped.Name+" has come back without its data: lockctl remove "+old+", then it is taken in") != 1 {
@@ -239,7 +223,24 @@ func TestRemove(t *testing.T) {
 		t.Errorf("remove by a name that two have: %v", err)
 	}
 	must(t, post(agent, "/v1/remove", map[string]any{"node": old}, &got))
-	await(t, 20*time.Second, "a vote for the server without its data", voters(3))
+	await(t, 20*time.Second, "votes for both new servers", func() error {
+		var s struct{ Servers []member }
+		if err := fetch(stays, "/v1/status", &s); err != nil {
+			return err
+		}
+		names := ""
+		for _, v := range s.Servers {
+			if v.Voter {
+				names += " " + v.Name
+			}
+		}
+		want := []string{follower.Name, stays.Name, wiped.Name, third.Name}
+		slices.Sort(want)
+		if names != " "+strings.Join(want, " ") {
+			return fmt.Errorf("%s have a vote, want %v", names, want)
+		}
+		return nil
+	})
 	if err := post(agent, "/v1/remove", map[string]any{"node": agent.Name}, &got); err == nil || !strings.Contains(err.Error(), "is an agent") {
 		t.Errorf("remove an agent: %v", err)
 	}
