@@ -16,6 +16,9 @@ type audit struct {
 	// was not granted.
 	complete bool
 	missing  int
+	// unwatched says that no stream was heard from its beginning to its end: there may
+	// have been ends of holds that nobody told of.
+	unwatched bool
 }
 
 func newAudit(events []history.Event, last uint64) *audit {
@@ -32,6 +35,16 @@ func newAudit(events []history.Event, last uint64) *audit {
 		if o, ok := m[e.Fence]; !ok || e.Time < o.Time {
 			m[e.Fence] = e
 		}
+	}
+	begun := map[string]int{} // how often the stream of a node began
+	for _, e := range events {
+		if e.Gap {
+			begun[e.Node]++
+		}
+	}
+	a.unwatched = len(begun) > 0
+	for _, n := range begun {
+		a.unwatched = a.unwatched && n > 1
 	}
 	for f := uint64(1); f <= last; f++ {
 		if _, ok := a.grants[f]; !ok {

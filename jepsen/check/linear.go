@@ -30,7 +30,7 @@ const Linearizable = "linearizable (porcupine)"
 // everything that clients were told.
 func linearizable(in Input, pairs []history.Pair, a *audit) Result {
 	r := Result{Check: Linearizable, Verdict: Pass}
-	for lock, ops := range byLock(Operations(pairs, a)) {
+	for lock, ops := range byLock(Operations(pairs, a, in.End.Loses)) {
 		r.Looked += len(ops)
 		switch porcupine.CheckOperationsTimeout(model.Lock, ops, checkTime) {
 		case porcupine.Illegal:
@@ -63,7 +63,7 @@ func Explain(in Input) (info porcupine.LinearizationInfo, ok bool) {
 	if !modelled(pairs) {
 		return info, false
 	}
-	for _, ops := range byLock(Operations(pairs, a)) {
+	for _, ops := range byLock(Operations(pairs, a, in.End.Loses)) {
 		if porcupine.CheckOperationsTimeout(model.Lock, ops, checkTime) != porcupine.Illegal {
 			continue
 		}
@@ -75,8 +75,9 @@ func Explain(in Input) (info porcupine.LinearizationInfo, ok bool) {
 
 // Operations turns a history into what the model reads. What clients were told
 // stays as it is. An unknown outcome becomes known where a server's stream showed
-// it: the first sight of it bounds the time at which it took effect.
-func Operations(pairs []history.Pair, a *audit) []porcupine.Operation {
+// it: the first sight of it bounds the time at which it took effect. loses says that
+// holds may end by themselves: then one may have ended while no stream was heard.
+func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operation {
 	var ops []porcupine.Operation
 	add := func(p history.Pair, lock string, in model.Input, out model.Output, end time.Duration) {
 		in.Lock = lock
@@ -143,6 +144,15 @@ func Operations(pairs []history.Pair, a *audit) []porcupine.Operation {
 			for _, l := range e.Locks {
 				add(p, l, model.Input{Kind: model.Acquire, Client: e.Owner}, model.Output{Token: f}, max(e.Time, from))
 			}
+		}
+	}
+	for _, p := range pairs {
+		if _, seen := a.ends[p.Return.Fence]; !granted(p) || seen || !loses || !a.unwatched {
+			continue
+		}
+		for _, l := range p.Return.Locks {
+			at := history.Pair{Call: history.Op{Process: server, Time: p.Call.Time}}
+			add(at, l, model.Input{Kind: model.Expire, Client: "unseen", Token: p.Return.Fence}, model.Output{Status: model.Unknown}, history.Forever)
 		}
 	}
 	for f, e := range a.ends {

@@ -44,7 +44,9 @@ func New(n int) (*Network, error) {
 		}
 	}
 	w := &Network{}
-	err = ip("link set lo up", "link add jx0 type bridge", "addr add "+Clients+"/24 dev jx0",
+	// The bridge has an address of its own. It would take the lowest of its ports else,
+	// another with each that comes and goes, and the hosts would go by the old one.
+	err = ip("link set lo up", "link add jx0 address 02:00:00:00:00:01 type bridge", "addr add "+Clients+"/24 dev jx0",
 		"addr add "+Observer+"/24 dev jx0", "link set jx0 up")
 	for i := 0; i < n && err == nil; i++ {
 		err = w.add(i + 1)
