@@ -344,20 +344,8 @@ func (n *Node) handOver(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, handover)
 	defer cancel()
-	if err := waitFor(ctx, n.raft.LeadershipTransfer().Error); err != nil {
+	if _, err := n.Transfer(ctx, ""); err != nil {
 		n.log.Warn("leadership was not handed over; the others will elect a leader", "error", err)
-		return
-	}
-	for {
-		changed := n.leaderChanged()
-		if l := n.leader(); l.ID != "" && l.ID != n.id {
-			return
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 
