@@ -1,0 +1,161 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"slices"
+)
+
+// A holding is something that a guard freezes and thaws, by one way of doing it. One
+// order may need several. The methods are called in the order in which they stand
+// here, by one goroutine at a time.
+type holding interface {
+	// open gets hold of whatever freezing and thawing will need, and changes nothing.
+	// Until release nothing else may be opened.
+	open(h *host) error
+	// freeze freezes, and returns when everything has come to rest, or with an error
+	// when it does not; it has then frozen a part. It ends soon after ctx does, with
+	// its cause. Nothing is changed before note has written down how to undo it, which
+	// is what an entry says; an error of note is for freeze to return.
+	freeze(ctx context.Context, note func(...entry) error, r *Report) error
+	// thaw undoes all that freeze has done, however far it came. It is called again
+	// after an error. It neither blocks for long nor needs memory or files.
+	thaw() error
+	// release closes what open has opened.
+	release()
+}
+
+// host is what holdings need to know of where they are.
+type host struct {
+	order     *Order
+	requester int
+	others    []record // of guards that have frozen something now
+}
+
+// guards are those that must not be frozen.
+func (h *host) guards() (all []process) {
+	for i := range h.others {
+		all = append(all, h.others[i].Guard)
+	}
+	return all
+}
+
+// holdings divides an order.
+func holdings(o *Order) (all []holding) {
+	byWalk := false
+	for _, t := range o.Targets {
+		switch t.Kind {
+		case KindCgroup:
+			all = append(all, &cgroupHolding{path: t.Path})
+		default:
+			if !byWalk {
+				byWalk = true
+				all = append(all, &walkHolding{})
+			}
+		}
+	}
+	return all
+}
+
+// walkHolding holds all targets of an order that are processes.
+type walkHolding struct {
+	walk *walk
+	host *host
+}
+
+func (w *walkHolding) open(h *host) error {
+	s, err := newScope(h.order, h.requester, h.guards())
+	if err != nil {
+		return err
+	}
+	w.walk, w.host = &walk{scope: s, order: h.order}, h
+	return nil
+}
+
+func (w *walkHolding) freeze(ctx context.Context, note func(...entry) error, r *Report) error {
+	w.walk.note, w.walk.report = note, r
+	err := w.walk.freeze(ctx)
+	r.Rounds = w.walk.rounds
+	for _, b := range w.walk.batches {
+		r.Processes += len(b)
+	}
+	if err != nil {
+		return err
+	}
+	return w.walk.checkHeld(w.host.others)
+}
+
+func (w *walkHolding) thaw() error {
+	if w.walk == nil {
+		return nil
+	}
+	return w.walk.thaw()
+}
+
+func (w *walkHolding) release() {
+	if w.walk != nil {
+		w.walk.close()
+	}
+}
+
+// cgroupHolding holds one cgroup.
+type cgroupHolding struct {
+	path  string
+	cg    *cgroup
+	scope *scope
+	host  *host
+}
+
+func (c *cgroupHolding) open(h *host) (err error) {
+	// What has to run on is the same for both ways.
+	if c.scope, err = newScope(&Order{Except: h.order.Except, Ancestors: h.order.Ancestors}, h.requester, h.guards()); err != nil {
+		return err
+	}
+	c.host = h
+	var spared []int32
+	for pid := range c.scope.spared {
+		spared = append(spared, pid)
+	}
+	slices.Sort(spared)
+	c.cg, err = openCgroup(c.path, spared, c.scope.proc)
+	if err != nil {
+		return err
+	}
+	for i := range h.others {
+		for _, e := range h.others[i].entries {
+			if e.kind == entryCgroup && e.inode == c.cg.inode {
+				return h.others[i].held()
+			}
+		}
+	}
+	return nil
+}
+
+func (c *cgroupHolding) freeze(ctx context.Context, note func(...entry) error, r *Report) error {
+	return c.cg.freeze(ctx, c.host.order, note, c.scope.proc, r)
+}
+
+func (c *cgroupHolding) thaw() error {
+	if c.cg == nil {
+		return nil
+	}
+	return c.cg.thaw()
+}
+
+func (c *cgroupHolding) release() {
+	if c.cg != nil {
+		c.cg.close()
+	}
+	if c.scope != nil {
+		c.scope.proc.close()
+	}
+}
+
+// thawAll thaws holdings, the last first.
+func thawAll(all []holding) error {
+	var failed error
+	for _, h := range slices.Backward(all) {
+		failed = errors.Join(failed, h.thaw())
+	}
+	return failed
+}

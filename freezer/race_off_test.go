@@ -1,0 +1,5 @@
+//go:build !race
+
+package freezer
+
+const raceEnabled = false

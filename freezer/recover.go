@@ -1,0 +1,140 @@
+package freezer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Recovered is a freeze whose guard was killed, and that has been undone.
+type Recovered struct {
+	ID        string    `json:"id"`
+	Guard     int       `json:"guard"` // its process number
+	Since     time.Time `json:"since"`
+	Processes int       `json:"processes"` // how many of them still lived
+	Cgroups   int       `json:"cgroups"`
+}
+
+// Recover undoes what guards have left that were killed, by the journals in a
+// directory; "" is [Dir]. What another boot or another pid namespace has left is not
+// touched, and no process that has got the number of one that was frozen. A journal of
+// another boot is removed, and one that is damaged as well, when all that could be
+// understood of it has been done: the error says so.
+func Recover(dir string) (done []Recovered, err error) {
+	if dir == "" {
+		dir = Dir()
+	}
+	if _, serr := os.Stat(dir); errors.Is(serr, os.ErrNotExist) {
+		return nil, nil
+	}
+	if dir, err = openDir(dir); err != nil {
+		return nil, err
+	}
+	for _, end := range []string{journalEnd, newEnd} {
+		paths, err := filepath.Glob(filepath.Join(dir, "*"+end))
+		if err != nil {
+			return done, err
+		}
+		for _, path := range paths {
+			r, rerr := recoverOne(path)
+			if r != nil {
+				done = append(done, *r)
+			}
+			err = errors.Join(err, rerr)
+		}
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// recoverOne undoes one journal, if its guard has gone.
+func recoverOne(path string) (*Recovered, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open a journal: %w", err)
+	}
+	defer f.Close()
+	if !orphaned(f) {
+		return nil, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Nlink == 0 {
+		return nil, err // somebody else was faster
+	}
+	if strings.HasSuffix(path, newEnd) {
+		return nil, os.Remove(path) // nothing was frozen yet, or another name has it
+	}
+	rec, err := readRecord(f)
+	if err != nil && !errors.Is(err, errJournal) {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s was removed: %w", path, err)
+	}
+	sameBoot := rec.Boot == bootID()
+	if sameBoot && rec.PIDNS != pidNamespace() {
+		return nil, err
+	}
+	r := &Recovered{ID: rec.ID, Guard: int(rec.Guard.pid), Since: rec.Since}
+	if sameBoot {
+		if uerr := undo(rec.entries, r); uerr != nil {
+			return r, errors.Join(err, uerr) // the journal stays
+		}
+	}
+	_ = os.Remove(strings.TrimSuffix(path, journalEnd) + socketEnd)
+	return r, errors.Join(err, os.Remove(path))
+}
+
+// undo undoes the entries of a journal, the last first.
+func undo(entries []entry, r *Recovered) error {
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.close()
+	var failed error
+	for _, e := range slices.Backward(entries) {
+		switch e.kind {
+		case entryPID:
+			fds, s, err := proc.pin(e.pid)
+			if err != nil {
+				if !vanished(err) {
+					failed = errors.Join(failed, fmt.Errorf("open process %d: %w", e.pid, err))
+				}
+				continue
+			}
+			if s.start == e.start {
+				if err := unix.PidfdSendSignal(fds.pidfd, unix.SIGCONT, nil, 0); err != nil && err != unix.ESRCH {
+					failed = errors.Join(failed, fmt.Errorf("continue process %d: %w", e.pid, err))
+				}
+				r.Processes++
+			}
+			fds.close()
+		case entryCgroup:
+			c, err := openCgroup(e.path, nil, proc)
+			if err != nil {
+				if !errors.Is(err, ErrNoTarget) {
+					failed = errors.Join(failed, err)
+				}
+				continue
+			}
+			if c.changed = c.inode == e.inode; c.changed {
+				failed = errors.Join(failed, c.thaw())
+				r.Cgroups++
+			}
+			c.close()
+		}
+	}
+	return failed
+}

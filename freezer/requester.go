@@ -1,0 +1,339 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Guard is a guard process, seen from outside: from the requester that has started it
+// with [Start], or from somebody who has found it with [Adopt]. Its methods may be
+// called from any goroutine.
+type Guard struct {
+	dir     string
+	sock    *packets
+	pidfd   int
+	stays   atomic.Bool // the freeze does, when this end is closed
+	closed  atomic.Bool
+	asking  sync.Mutex // one question at a time
+	answers chan message
+	done    chan struct{}
+	err     error // set before done is closed
+}
+
+func newGuard(dir string, sock *packets, pidfd int) *Guard {
+	// Of answers that nobody waits for any more, a few may lie about.
+	g := &Guard{dir: dir, sock: sock, pidfd: pidfd, answers: make(chan message, 4), done: make(chan struct{})}
+	go g.listen()
+	return g
+}
+
+// guardPatience bounds the wait for an answer of a guard that is not freezing.
+const guardPatience = 10 * time.Second
+
+// Start starts a guard, which keeps its journal in a directory in memory: "" is [Dir].
+// Nothing is frozen yet. What earlier guards have left there that were killed is
+// thawed first; see [Recover]. The guard ends with the first freeze, or when the
+// requester ends or closes it.
+func Start(ctx context.Context, dir string) (*Guard, error) {
+	if os.Geteuid() != 0 {
+		return nil, ErrPermission
+	}
+	if dir == "" {
+		dir = Dir()
+	}
+	dir, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := Recover(dir); err != nil {
+		return nil, fmt.Errorf("thaw what an earlier guard has left: %w", err)
+	}
+	sock, err := startGuard(dir)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = sock.file.SetReadDeadline(time.Now()) })
+	m, fd, err := sock.receive()
+	if !stop() {
+		err = context.Cause(ctx)
+	}
+	_ = sock.file.SetReadDeadline(time.Time{})
+	if err == nil {
+		err = m.failure()
+	}
+	if err == nil && (m.Op != opHello || fd < 0) {
+		err = fmt.Errorf("%w: %.20q instead of a pidfd", errMessage, m.Op)
+	}
+	if err != nil {
+		sock.close()
+		return nil, fmt.Errorf("start a guard: %w", err)
+	}
+	return newGuard(dir, sock, fd), nil
+}
+
+// Adopt connects to the guard of a freeze that somebody else has asked for: see
+// [List]. Whoever adopts it may look at it, extend it and end it. That the one who
+// has adopted it ends makes no difference to it.
+func Adopt(dir, id string) (*Guard, error) {
+	if dir == "" {
+		dir = Dir()
+	}
+	found, err := records(dir)
+	if err != nil {
+		return nil, err
+	}
+	for i := range found {
+		if found[i].ID != id {
+			continue
+		}
+		proc, err := openProc()
+		if err != nil {
+			return nil, err
+		}
+		defer proc.close()
+		fds, s, err := proc.pin(found[i].Guard.pid)
+		if err != nil || s.start != found[i].Guard.start {
+			fds.close()
+			break
+		}
+		_ = unix.Close(fds.stat)
+		sock, err := connect(filepath.Join(dir, id+socketEnd))
+		if err != nil {
+			_ = unix.Close(fds.pidfd)
+			return nil, err
+		}
+		g := newGuard(dir, sock, fds.pidfd)
+		g.stays.Store(true)
+		return g, nil
+	}
+	return nil, fmt.Errorf("%w: no guard holds %s", ErrThawed, id)
+}
+
+func connect(path string) (*packets, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socket: %w", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("connect to the guard at %s: %w", path, err)
+	}
+	return newPackets(fd)
+}
+
+// List says what the living guards hold whose journals are in a directory; "" is
+// [Dir].
+func List(dir string) ([]State, error) {
+	if dir == "" {
+		dir = Dir()
+	}
+	found, err := records(dir)
+	if err != nil {
+		return nil, err
+	}
+	states := make([]State, len(found))
+	for i := range found {
+		states[i] = found[i].state()
+	}
+	return states, nil
+}
+
+func (r *record) state() State {
+	s := State{
+		ID: r.ID, Guard: int(r.Guard.pid), Requester: int(r.Requester.pid),
+		Targets: r.Targets, Since: r.Since, Left: -1,
+	}
+	if r.Until > 0 {
+		s.Left = max(r.Until-boottime(), 0)
+	}
+	proc, err := openProc()
+	if err == nil {
+		st, err := proc.stat(r.Requester.pid)
+		s.Detached = err != nil || st.ended() || st.start != r.Requester.start
+		proc.close()
+	}
+	for _, e := range r.entries {
+		switch e.kind {
+		case entryPID:
+			s.Report.Processes++
+		case entryCgroup:
+			s.Report.Cgroups = append(s.Report.Cgroups, e.path)
+		}
+	}
+	return s
+}
+
+// listen hears the guard to its end.
+func (g *Guard) listen() {
+	defer close(g.done)
+	defer func() { _ = unix.Close(g.pidfd) }()
+	var refusal error
+	for {
+		m, fd, err := g.sock.receive()
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+		switch {
+		case errors.Is(err, errMessage):
+			continue
+		case err != nil && g.closed.Load() && g.stays.Load():
+			g.err = fmt.Errorf("%w, or not: it was left to itself", ErrThawed)
+			return
+		case err != nil:
+			g.err = g.bury(refusal)
+			return
+		case m.Op == opThawed:
+			g.err = m.failure()
+			return
+		case m.Op == opFailed:
+			refusal = m.failure()
+		}
+		select {
+		case g.answers <- m:
+		default:
+		}
+	}
+}
+
+// bury does the work of a guard that has ended without having done it. refusal is
+// what it has said last, if it had an end to announce.
+func (g *Guard) bury(refusal error) error {
+	polls := []unix.PollFd{{Fd: int32(g.pidfd), Events: unix.POLLIN}}
+	for until := time.Now().Add(guardPatience); ; {
+		n, err := unix.Poll(polls, int(guardPatience/time.Millisecond))
+		if n > 0 {
+			break
+		}
+		if err != unix.EINTR || time.Now().After(until) {
+			return fmt.Errorf("%w, or hangs: it has closed its socket, and still exists", ErrGuardLost)
+		}
+	}
+	_, err := Recover(g.dir)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrGuardLost, err)
+	case refusal != nil:
+		return refusal
+	}
+	return ErrGuardLost
+}
+
+// ask sends a message and waits for the answer.
+func (g *Guard) ask(ctx context.Context, m message) (message, error) {
+	g.asking.Lock()
+	defer g.asking.Unlock()
+	for len(g.answers) > 0 {
+		<-g.answers
+	}
+	if err := g.sock.send(m, -1); err != nil {
+		select {
+		case <-g.done:
+			return message{}, g.Err()
+		case <-time.After(time.Second):
+			return message{}, fmt.Errorf("tell the guard: %w", err)
+		}
+	}
+	select {
+	case answer := <-g.answers:
+		return answer, answer.failure()
+	case <-g.done:
+		return message{}, g.Err()
+	case <-ctx.Done():
+		return message{}, context.Cause(ctx)
+	}
+}
+
+// Freeze freezes, all or nothing unless the order allows a part. After an error
+// nothing is frozen, and the Report may say what stood in the way; it is
+// [ErrOrder], [ErrNoTarget], [ErrSelf], [ErrHeld], [ErrUnstoppable], [ErrRestless],
+// [ErrGuardLost], or the context's. A guard freezes once.
+func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
+	if err := o.Validate(); err != nil {
+		return Report{}, err
+	}
+	m, err := g.ask(ctx, message{Op: opFreeze, Order: &o})
+	if err == nil && m.Op != opFrozen {
+		err = fmt.Errorf("%w: %.20q instead of frozen", errMessage, m.Op)
+	}
+	if err == nil && m.Report != nil {
+		g.stays.Store(o.Detach)
+		return *m.Report, nil
+	}
+	g.Close()
+	<-g.done
+	r := Report{}
+	if m.Report != nil {
+		r = *m.Report
+	}
+	return r, err
+}
+
+// Thaw thaws, and waits for it. The error is nil if it was this call that has ended
+// the freeze.
+func (g *Guard) Thaw() error {
+	if err := g.sock.send(message{Op: opThaw}, -1); err != nil {
+		g.Close()
+	}
+	<-g.done
+	return g.err
+}
+
+// Extend sets the deadline anew, counted from now; less than 0 takes it away.
+func (g *Guard) Extend(timeout time.Duration) (State, error) {
+	return g.inquire(message{Op: opExtend, Timeout: timeout})
+}
+
+// State asks the guard what it holds.
+func (g *Guard) State() (State, error) { return g.inquire(message{Op: opState}) }
+
+func (g *Guard) inquire(m message) (State, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), guardPatience)
+	defer cancel()
+	answer, err := g.ask(ctx, m)
+	if err != nil {
+		return State{}, err
+	}
+	if answer.State == nil {
+		return State{}, fmt.Errorf("%w: %.20q instead of a state", errMessage, answer.Op)
+	}
+	return *answer.State, nil
+}
+
+// Done is closed when everything is thawed, whoever has done it, or when a
+// detached freeze has been left to itself.
+func (g *Guard) Done() <-chan struct{} { return g.done }
+
+// Err says, when Done is closed, why it is: nil after [Guard.Thaw], else
+// [ErrDeadline], [ErrGuardLost] or [ErrThawed].
+func (g *Guard) Err() error {
+	select {
+	case <-g.done:
+		if g.err == nil {
+			return ErrThawed
+		}
+		return g.err
+	default:
+		return nil
+	}
+}
+
+// Close leaves the guard. What it holds is thawed, unless the order was to detach, or
+// the guard was adopted. It does not wait.
+func (g *Guard) Close() {
+	g.closed.Store(true)
+	how := unix.SHUT_WR // the guard will tell of the thaw
+	if g.stays.Load() {
+		how = unix.SHUT_RDWR
+	}
+	if conn, err := g.sock.file.SyscallConn(); err == nil {
+		_ = conn.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), how) })
+	}
+}

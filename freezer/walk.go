@@ -1,0 +1,519 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// walk freezes processes by SIGSTOP and thaws them by SIGCONT.
+//
+// A process is signalled when its parent is known to have stopped, so that no parent
+// sees a child stop (WUNTRACED, waitpid(2)); and continued before its parent is.
+// SIGCONT takes effect before kill returns, so the way back needs no looks.
+//
+// Invariant: batches has everything that was ever signalled, and all of it is in the
+// journal.
+type walk struct {
+	*scope
+	order *Order
+	until time.Time // give up
+	note  func(...entry) error
+
+	batches [][]*member
+	alive   map[int32]*member
+	zombies map[int32]uint64 // number to start, of the pass before
+	traced  []int32          // found to be held by a tracer in the last pass
+	others  []stat           // found to be stopped by others in the last pass
+	rounds  int
+	report  *Report
+}
+
+// member is a process that was signalled, or is about to be.
+type member struct {
+	fds         pinned
+	pid, parent int32
+	start       uint64
+	told        time.Time // when it got SIGSTOP
+	quiet       bool      // was seen to have stopped, or to have ended
+	stuck       string    // why it will not stop; empty if it may
+}
+
+func (m *member) entry() entry { return entry{kind: entryPID, pid: m.pid, start: m.start} }
+
+// freeze stops what the scope is for. It has not succeeded before a pass over the
+// process table has found nothing that runs, with everything that earlier ones had
+// found stopped all the time.
+//
+// A process may fork and end during a pass. But process numbers grow, and the table
+// is read in their order: the child is always ahead of the reader. So one that is
+// never found has been born by one that was listed and had ended when it was looked
+// at, or numbers have begun anew: then there is another pass.
+func (w *walk) freeze(ctx context.Context) error {
+	w.until = time.Now().Add(maxFreezing)
+	w.alive = map[int32]*member{}
+	for {
+		w.rounds++
+		fresh, settled, err := w.pass()
+		if err != nil {
+			return err
+		}
+		if len(fresh) == 0 && settled {
+			if fresh = w.loose(); len(fresh) == 0 {
+				return w.checkTraced()
+			}
+		}
+		if time.Now().After(w.until) {
+			return fmt.Errorf("%w: the last of %d passes found %d", ErrRestless, w.rounds, len(fresh))
+		}
+		if err := w.stop(ctx, fresh); err != nil {
+			return err
+		}
+	}
+}
+
+// pass looks at all processes but those that are stopped, and returns those that run.
+// It is settled if nothing can have escaped it.
+func (w *walk) pass() (fresh []*member, settled bool, err error) {
+	before, err := w.proc.lastNumber()
+	if err != nil {
+		return nil, false, err
+	}
+	var table []sighting
+	var failed error
+	err = w.list(func(pids []int32) {
+		pids = slices.DeleteFunc(pids, func(pid int32) bool { return w.alive[pid] != nil })
+		part := make([]sighting, len(pids))
+		skip := make([]bool, len(pids))
+		errs := make([]error, parts(len(pids)))
+		inParallel(len(pids), func(worker, i int) {
+			var err error
+			if part[i], skip[i], err = w.look(pids[i]); err != nil {
+				errs[worker] = err
+			}
+		})
+		failed = errors.Join(failed, errors.Join(errs...))
+		for i := range part {
+			if !skip[i] {
+				table = append(table, part[i])
+			}
+		}
+	})
+	if err = errors.Join(err, failed); err != nil {
+		for i := range table {
+			table[i].fds.close()
+		}
+		return nil, false, fmt.Errorf("look at all processes: %w", err)
+	}
+	after, err := w.proc.lastNumber()
+	if err != nil {
+		return nil, false, err
+	}
+	// Those that were left out have been there all the time if they are now.
+	settled = w.bury() == 0 && !(w.chains() && after < before)
+	fresh, ok, err := w.choose(table)
+	return fresh, settled && ok, err
+}
+
+// choose returns the processes of a table that have to be stopped.
+func (w *walk) choose(table []sighting) (fresh []*member, settled bool, err error) {
+	settled = true
+	parents := make(map[int32]int32, len(w.alive))
+	for pid, m := range w.alive {
+		parents[pid] = m.parent
+	}
+	zombies := map[int32]uint64{}
+	w.traced, w.others = nil, nil
+	marks := w.chosen(table, parents)
+	for i := range table {
+		p := &table[i]
+		switch {
+		case p.gone:
+			settled = settled && !w.chains()
+			continue
+		case !marks[i] || w.sparing(&p.stat):
+			p.fds.close()
+			continue
+		case p.ended():
+			if zombies[p.pid] = p.start; w.zombies[p.pid] != p.start {
+				settled = settled && !w.chains()
+			}
+			p.fds.close()
+			continue
+		case p.state == 'T' || p.state == 't':
+			// Not by us: it is not ours to continue.
+			if p.state == 't' {
+				w.traced = append(w.traced, p.pid)
+			}
+			w.others = append(w.others, p.stat)
+			if quiet, _ := w.stopped(&p.stat); !quiet {
+				settled = false
+			}
+			p.fds.close()
+			continue
+		}
+		if p.fds == unpinned {
+			fds, now, err := w.proc.pin(p.pid)
+			if err != nil && !vanished(err) {
+				return fresh, false, fmt.Errorf("open process %d: %w", p.pid, err)
+			}
+			if err != nil || now.start != p.start {
+				fds.close()
+				settled = false
+				continue
+			}
+			p.fds = fds
+		}
+		fresh = append(fresh, &member{fds: p.fds, pid: p.pid, parent: p.parent, start: p.start})
+	}
+	w.zombies = zombies
+	return fresh, settled, nil
+}
+
+// bury forgets the numbers of members that have been killed, and returns how many.
+func (w *walk) bury() (dead int) {
+	polls := make([]unix.PollFd, 0, len(w.alive))
+	members := make([]*member, 0, len(w.alive))
+	for _, m := range w.alive {
+		polls = append(polls, unix.PollFd{Fd: int32(m.fds.pidfd), Events: unix.POLLIN})
+		members = append(members, m)
+	}
+	for {
+		_, err := unix.Poll(polls, 0)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	for i, m := range members {
+		if polls[i].Revents != 0 {
+			delete(w.alive, m.pid)
+			dead++
+		}
+	}
+	return dead
+}
+
+// stop signals processes, parents first, and waits until they have stopped.
+func (w *walk) stop(ctx context.Context, fresh []*member) error {
+	levels := generations(fresh)
+	for i, level := range levels {
+		if i > 0 {
+			if err := w.settle(ctx, parentsOf(level, w.alive)); err != nil {
+				closeAll(levels[i:])
+				return err
+			}
+		}
+		if err := w.signal(level); err != nil {
+			closeAll(levels[i+1:])
+			return err
+		}
+	}
+	return w.settle(ctx, fresh)
+}
+
+func closeAll(levels [][]*member) {
+	for _, level := range levels {
+		for _, m := range level {
+			m.fds.close()
+		}
+	}
+}
+
+// generations orders processes by their descent from one another.
+func generations(fresh []*member) (levels [][]*member) {
+	byPID := make(map[int32]*member, len(fresh))
+	for _, m := range fresh {
+		byPID[m.pid] = m
+	}
+	depths := make(map[int32]int, len(fresh))
+	for _, m := range fresh {
+		var line []*member // from m up to where the depth is known
+		depth := -1
+		for at := m; at != nil; at = byPID[at.parent] {
+			if d, ok := depths[at.pid]; ok {
+				depth = d
+				break
+			}
+			depths[at.pid] = 0 // a circle ends here
+			line = append(line, at)
+		}
+		for _, at := range slices.Backward(line) {
+			depth++
+			depths[at.pid] = depth
+		}
+	}
+	for _, m := range fresh {
+		d := depths[m.pid]
+		for len(levels) <= d {
+			levels = append(levels, nil)
+		}
+		levels[d] = append(levels[d], m)
+	}
+	return slices.DeleteFunc(levels, func(l []*member) bool { return len(l) == 0 })
+}
+
+// parentsOf is those parents of processes that are to stop before these do.
+func parentsOf(level []*member, alive map[int32]*member) (parents []*member) {
+	last := int32(0)
+	for _, m := range level {
+		if m.parent == last { // siblings are often neighbours
+			continue
+		}
+		last = m.parent
+		if p := alive[m.parent]; p != nil && !p.quiet && p.stuck == "" {
+			parents = append(parents, p)
+		}
+	}
+	slices.SortFunc(parents, func(a, b *member) int { return int(a.pid - b.pid) })
+	return slices.Compact(parents)
+}
+
+// signal sends SIGSTOP.
+func (w *walk) signal(level []*member) error {
+	entries := make([]entry, 0, len(level))
+	batch := make([]*member, 0, len(level))
+	for _, m := range level {
+		if m.told.IsZero() {
+			entries = append(entries, m.entry())
+			batch = append(batch, m)
+			w.alive[m.pid] = m
+		}
+	}
+	w.batches = append(w.batches, batch)
+	if len(entries) > 0 {
+		if err := w.note(entries...); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	errs := make([]error, parts(len(level)))
+	inParallel(len(level), func(worker, i int) {
+		m := level[i]
+		m.told, m.quiet = now, false
+		switch err := unix.PidfdSendSignal(m.fds.pidfd, unix.SIGSTOP, nil, 0); {
+		case err == unix.ESRCH:
+			m.quiet = true
+		case err != nil:
+			errs[worker] = fmt.Errorf("stop process %d: %w", m.pid, err)
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%w: %w", ErrPermission, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// settle waits until processes that were signalled have stopped.
+func (w *walk) settle(ctx context.Context, members []*member) error {
+	waiting := members
+	const first, most = 50 * time.Microsecond, 2 * time.Millisecond
+	for pause := first; ; pause = min(2*pause, most) {
+		states := make([]stat, len(waiting))
+		inParallel(len(waiting), func(_, i int) {
+			m := waiting[i]
+			if !m.quiet && m.stuck == "" {
+				m.quiet, states[i] = w.check(m)
+			}
+		})
+		var left []*member
+		for i, m := range waiting {
+			switch {
+			case m.quiet || m.stuck != "":
+			case w.giveUp(m, &states[i]):
+				w.report.miss(w.describe(&states[i], m.stuck))
+				if !w.order.Partial {
+					return fmt.Errorf("%w: process %d (%s) %s", ErrUnstoppable, m.pid, w.proc.name(m.pid), m.stuck)
+				}
+			default:
+				left = append(left, m)
+			}
+		}
+		if waiting = left; len(waiting) == 0 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		time.Sleep(pause)
+	}
+}
+
+// check looks whether a process that was signalled has stopped or ended.
+func (w *walk) check(m *member) (quiet bool, s stat) {
+	s, err := readStat(m.fds.stat)
+	if err != nil || s.ended() {
+		return true, s
+	}
+	quiet, s.state = w.stopped(&s)
+	return quiet, s
+}
+
+// stopped says whether all threads of a process are: the first may have stopped, or
+// ended, before others. The state is that of one that has not.
+func (w *walk) stopped(s *stat) (bool, byte) {
+	if !s.halted() || s.threads <= 1 {
+		return s.halted(), s.state
+	}
+	quiet, state := true, s.state
+	err := w.proc.threads(s.pid, func(t *stat) bool {
+		if quiet = t.halted(); !quiet {
+			state = t.state
+		}
+		return quiet
+	})
+	return quiet && (err == nil || vanished(err)), state
+}
+
+// giveUp decides whether a process that has not stopped yet ever will.
+func (w *walk) giveUp(m *member, s *stat) bool {
+	waited := time.Since(m.told)
+	switch {
+	case waited > w.order.patience() && s.state == 'D':
+		m.stuck = "is in uninterruptible sleep"
+	case waited > w.order.patience() && s.state != 'R' && inFrozenCgroup(w.proc, m.pid):
+		m.quiet = true // and stops when that thaws, before it runs
+		return false
+	case time.Now().After(w.until):
+		m.stuck = "does not stop"
+	}
+	return m.stuck != ""
+}
+
+// loose returns the members that have stopped and run again: others can continue them
+// as long as these have not stopped.
+func (w *walk) loose() (running []*member) {
+	members := make([]*member, 0, len(w.alive))
+	for _, m := range w.alive {
+		if m.stuck == "" {
+			members = append(members, m)
+		}
+	}
+	states := make([]stat, len(members))
+	quiet := make([]bool, len(members))
+	inParallel(len(members), func(_, i int) { quiet[i], states[i] = w.check(members[i]) })
+	for i, m := range members {
+		switch {
+		case !quiet[i] && (states[i].state == 'R' || !inFrozenCgroup(w.proc, m.pid)):
+			running = append(running, m)
+		case states[i].state == 't':
+			w.traced = append(w.traced, m.pid)
+		}
+	}
+	return running
+}
+
+// checkTraced finds processes that do not run only because of a tracer that does. It
+// could let them run at any time.
+func (w *walk) checkTraced() error {
+	for _, pid := range w.traced {
+		tracer := w.proc.tracer(pid)
+		s, err := w.proc.stat(pid)
+		if err != nil || s.state != 't' {
+			continue
+		}
+		if t := w.alive[tracer]; t != nil && t.stuck == "" {
+			continue
+		}
+		why := "is held by a tracer"
+		if tracer != 0 { // it is in our pid namespace
+			why += ", process " + strconv.Itoa(int(tracer))
+		}
+		w.report.miss(w.describe(&s, why))
+		if !w.order.Partial {
+			return fmt.Errorf("%w: process %d (%s) %s", ErrUnstoppable, pid, w.proc.name(pid), why)
+		}
+	}
+	return nil
+}
+
+// checkHeld refuses processes that another guard has stopped: it would continue them
+// when its own time is up.
+func (w *walk) checkHeld(guards []record) error {
+	if len(w.others) == 0 {
+		return nil
+	}
+	for i := range guards {
+		held := map[int32]uint64{}
+		for _, e := range guards[i].entries {
+			if e.kind == entryPID {
+				held[e.pid] = e.start
+			}
+		}
+		for _, s := range w.others {
+			if start, ok := held[s.pid]; ok && start == s.start {
+				return guards[i].held()
+			}
+		}
+	}
+	return nil
+}
+
+func (w *walk) describe(s *stat, why string) Process {
+	return Process{
+		PID: int(s.pid), Parent: int(s.parent), Start: s.start,
+		State: string(s.state), Name: w.proc.name(s.pid), Why: why,
+	}
+}
+
+// thaw continues everything that was signalled, children first.
+func (w *walk) thaw() error {
+	var failed error
+	for _, level := range slices.Backward(generations(slices.Concat(w.batches...))) {
+		errs := make([]error, parts(len(level)))
+		inParallel(len(level), func(worker, i int) {
+			m := level[i]
+			if err := unix.PidfdSendSignal(m.fds.pidfd, unix.SIGCONT, nil, 0); err != nil && err != unix.ESRCH {
+				errs[worker] = fmt.Errorf("continue process %d: %w", m.pid, err)
+			}
+		})
+		failed = errors.Join(failed, errors.Join(errs...))
+	}
+	return failed
+}
+
+// close closes what is open of the members.
+func (w *walk) close() {
+	closeAll(w.batches)
+	w.proc.close()
+}
+
+// smallLoad is how many system calls are made by one thread sooner than by several.
+const smallLoad = 64
+
+func parts(n int) int {
+	if n < smallLoad {
+		return 1
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// inParallel calls f for 0 to n-1 on all processors. Of each worker, a number below
+// parts(n), the calls come one after the other.
+func inParallel(n int, f func(worker, i int)) {
+	workers := parts(n)
+	if workers == 1 {
+		for i := range n {
+			f(0, i)
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			for i := n * worker / workers; i < n*(worker+1)/workers; i++ {
+				f(worker, i)
+			}
+		})
+	}
+	wg.Wait()
+}

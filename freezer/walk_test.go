@@ -1,0 +1,325 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// crowd is how many processes the tests have at once. Under the race detector a fork
+// copies many times the memory.
+func crowd() int {
+	if raceEnabled {
+		return 300
+	}
+	return 5000
+}
+
+// shell starts a busy shell.
+func shell(tb testing.TB) *actor {
+	tb.Helper()
+	return begin(tb, exec.Command("/usr/bin/nice", "-n", "19", "/bin/sh", "-c", "echo ready; while :; do :; done"))
+}
+
+func TestMachine(t *testing.T) {
+	needIsolation(t)
+	act(t, "sleepers "+strconv.Itoa(crowd()))
+	act(t, "bomb 40")
+	act(t, "named")
+	for range 2 {
+		shell(t)
+	}
+	g, r := freeze(t, machine())
+	if left := running(t); len(left) > 0 {
+		t.Errorf("processes %v run while everything is frozen", left)
+	}
+	if r.Processes < crowd()+5 || r.Processes != stopped(t) {
+		t.Errorf("%d processes are reported frozen, %d are", r.Processes, stopped(t))
+	}
+	thaw(t, g)
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+	t.Logf("%d processes frozen in %v, %d rounds", r.Processes, r.Took, r.Rounds)
+}
+
+// Forks go on while the table is read.
+func TestForkBombsDoNotEscape(t *testing.T) {
+	needIsolation(t)
+	for i := range 3 {
+		b := act(t, "bomb "+strconv.Itoa(crowd()/50))
+		h := act(t, "hopper")
+		g, r := freeze(t, machine())
+		before := running(t)
+		hops := stopped(t)
+		time.Sleep(10 * time.Millisecond) // for what has escaped to show
+		if after := running(t); len(before)+len(after) > 0 || stopped(t) != hops {
+			t.Fatalf("run %d: after %d rounds %v and %v run", i, r.Rounds, before, after)
+		}
+		thaw(t, g)
+		if n := stopped(t); n > 0 {
+			t.Fatalf("run %d: %d processes are left stopped", i, n)
+		}
+		_ = h.stdin.Close()
+		_ = h.cmd.Wait()
+		b.kill()
+		killAll(t)
+	}
+}
+
+func TestHopper(t *testing.T) {
+	needIsolation(t)
+	h := act(t, "hopper")
+	for range 10 {
+		g, _ := freeze(t, machine())
+		if left := running(t); len(left) > 0 {
+			t.Fatalf("%v run", left)
+		}
+		thaw(t, g)
+		fmt.Fprintln(h.stdin)
+		first, _ := strconv.Atoi(h.line(t))
+		await(t, "hops after the thaw", func() bool {
+			fmt.Fprintln(h.stdin)
+			n, _ := strconv.Atoi(h.line(t))
+			return n > first
+		})
+	}
+}
+
+// What others have stopped is not ours to continue.
+func TestStoppedStaysStopped(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "sleepers 0")
+	_ = syscall.Kill(a.pid(), syscall.SIGSTOP)
+	await(t, "the stop", func() bool { return stateOf(a.pid()) == "T" })
+	b := act(t, "sleepers 0")
+	g, r := freeze(t, machine())
+	if r.Processes != 1 {
+		t.Errorf("%d processes were frozen, want 1", r.Processes)
+	}
+	thaw(t, g)
+	if s := stateOf(a.pid()); s != "T" {
+		t.Errorf("the process that was stopped before is now in state %s", s)
+	}
+	if s := stateOf(b.pid()); s == "T" {
+		t.Error("the other is left stopped")
+	}
+}
+
+func TestNameLikeStat(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "named")
+	g, _ := freeze(t, Order{Targets: []Target{Processes(a.pid())}})
+	if s := stateOf(a.pid()); s != "T" {
+		t.Errorf("it is in state %s", s)
+	}
+	thaw(t, g)
+	if s := stateOf(a.pid()); s == "T" {
+		t.Error("it is left stopped")
+	}
+}
+
+func TestFirstThreadGone(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "leaderless")
+	ask := func() int {
+		fmt.Fprintln(a.stdin)
+		n, err := strconv.Atoi(a.line(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	ask()
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.pid()))
+	if s, _ := parseStat(text); s.state != 'Z' || s.threads < 2 {
+		t.Fatalf("the helper is in state %c with %d threads", s.state, s.threads)
+	}
+	g, r := freeze(t, machine())
+	if s := stateOf(a.pid()); s != "T" || r.Processes != 1 {
+		t.Errorf("it is in state %s; %d processes were frozen", s, r.Processes)
+	}
+	thaw(t, g)
+	if n := ask(); n <= 0 {
+		t.Errorf("it has counted to %d", n)
+	}
+}
+
+// Neither freezing nor thawing shows a parent that a child is stopped.
+func TestNoParentSeesAStop(t *testing.T) {
+	needIsolation(t)
+	const line, others = 4, 40
+	const all = (line + 1) * (others + 1)
+	a := act(t, fmt.Sprintf("parent %d %d", line, others))
+	await(t, "all generations", func() bool { return len(running(t)) == all })
+	for range 10 {
+		g, r := freeze(t, Order{Targets: []Target{Tree(a.pid())}})
+		if r.Processes != all {
+			t.Fatalf("%d processes were frozen, want %d", r.Processes, all)
+		}
+		thaw(t, g)
+	}
+	fmt.Fprintln(a.stdin)
+	if seen := a.line(t); seen != "0" {
+		t.Errorf("parents saw a stopped child %s times", seen)
+	}
+}
+
+// The test before could not fail if parents were never to see anything.
+func TestParentsSeeAStop(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "parent 1 0")
+	await(t, "the child", func() bool { return len(running(t)) == 2 })
+	child := running(t)[1]
+	_ = syscall.Kill(child, syscall.SIGSTOP)
+	await(t, "the parent to see that its child stopped", func() bool {
+		fmt.Fprintln(a.stdin)
+		return a.line(t) != "0"
+	})
+}
+
+func TestScopes(t *testing.T) {
+	needIsolation(t)
+	tree := begin(t, exec.Command("/bin/sh", "-c", "sleep 1000 & sleep 1000 & setsid sleep 1000 & echo ready; wait"))
+	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 & echo ready; wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	session := begin(t, cmd)
+	alone := act(t, "sleepers 1")
+	for _, c := range []struct {
+		target Target
+		want   int
+	}{
+		{Tree(tree.pid()), 4},
+		{Session(session.pid()), 2},
+		{Processes(alone.pid()), 1},
+		{Tree(os.Getpid()), 8}, // all but ourselves
+		{Machine(), 8},
+	} {
+		g, r := freeze(t, Order{Targets: []Target{c.target}})
+		if r.Processes != c.want || stopped(t) != c.want {
+			t.Errorf("%v: %d processes are reported frozen, and %d are; want %d", c.target, r.Processes, stopped(t), c.want)
+		}
+		thaw(t, g)
+	}
+	g, r := freeze(t, Order{Targets: []Target{Tree(tree.pid()), Processes(alone.pid())}, Except: []int{tree.pid()}})
+	if r.Processes != 4 || stateOf(tree.pid()) == "T" {
+		t.Errorf("%d processes are frozen, and the exception is in state %s", r.Processes, stateOf(tree.pid()))
+	}
+	thaw(t, g)
+}
+
+func TestRefused(t *testing.T) {
+	needIsolation(t)
+	g := start(t)
+	_, _ = g.Freeze(context.Background(), machine())
+	t.Cleanup(func() { _ = g.Thaw() })
+	for _, c := range []struct {
+		order Order
+		want  error
+	}{
+		{Order{}, ErrOrder},
+		{Order{Targets: []Target{{Kind: "moon"}}}, ErrOrder},
+		{Order{Targets: []Target{Processes()}}, ErrOrder},
+		{Order{Targets: []Target{Cgroup("relative")}}, ErrOrder},
+		{Order{Targets: []Target{Processes(4_000_000)}}, ErrNoTarget},
+		{Order{Targets: []Target{Session(4_000_000)}}, ErrNoTarget},
+		{Order{Targets: []Target{Processes(1)}}, ErrSelf},
+		{Order{Targets: []Target{Processes(os.Getpid())}}, ErrSelf},
+		{Order{Targets: []Target{Cgroup("/run")}}, ErrNoTarget},
+	} {
+		_, err := start(t).Freeze(context.Background(), c.order)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v, want %v", c.order, err, c.want)
+		}
+	}
+}
+
+func TestUnstoppable(t *testing.T) {
+	needIsolation(t)
+	v := act(t, "vfork")
+	await(t, "uninterruptible sleep", func() bool { return stateOf(v.pid()) == "D" })
+	other := act(t, "sleepers 1")
+	o := Order{Targets: []Target{Processes(v.pid(), other.pid())}, Patience: 50 * time.Millisecond}
+	r, err := start(t).Freeze(context.Background(), o)
+	if !errors.Is(err, ErrUnstoppable) || !strings.Contains(err.Error(), strconv.Itoa(v.pid())) {
+		t.Fatalf("the error is %v", err)
+	}
+	if r.Running != 1 || len(r.Unstoppable) != 1 || r.Unstoppable[0].PID != v.pid() {
+		t.Errorf("the report is %+v", r)
+	}
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+	o.Partial = true
+	g, r := freeze(t, o)
+	if r.Running != 1 || stateOf(other.pid()) != "T" {
+		t.Errorf("the report is %+v, and the other is in state %s", r, stateOf(other.pid()))
+	}
+	thaw(t, g)
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+	// With its child killed it would stop now, had the signal not been taken back.
+	for _, pid := range running(t) {
+		if pid > v.pid() && pid < other.pid() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if err := v.cmd.Wait(); err == nil || v.cmd.ProcessState.ExitCode() != 1 {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+func TestTracedByARunningProcess(t *testing.T) {
+	needIsolation(t)
+	act(t, "sleepers 1")
+	victim := running(t)[1] // has one thread
+	runtime.LockOSThread()  // a thread is the tracer
+	defer runtime.UnlockOSThread()
+	if err := syscall.PtraceAttach(victim); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the stop", func() bool { return stateOf(victim) == "t" })
+	_, err := start(t).Freeze(context.Background(), machine())
+	if !errors.Is(err, ErrUnstoppable) || !strings.Contains(err.Error(), "tracer") {
+		t.Errorf("the error is %v", err)
+	}
+	o := machine()
+	o.Partial = true
+	g, r := freeze(t, o)
+	if r.Running != 1 {
+		t.Errorf("the report is %+v", r)
+	}
+	thaw(t, g)
+}
+
+func TestHeldByAnother(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "sleepers 3")
+	b := act(t, "sleepers 3")
+	g, _ := freeze(t, Order{Targets: []Target{Tree(a.pid())}})
+	if _, err := start(t).Freeze(context.Background(), machine()); !errors.Is(err, ErrHeld) {
+		t.Errorf("the error is %v, want %v", err, ErrHeld)
+	}
+	other, r := freeze(t, Order{Targets: []Target{Tree(b.pid())}})
+	if r.Processes != 4 {
+		t.Errorf("%d processes are frozen, want 4", r.Processes)
+	}
+	if states, err := List(""); err != nil || len(states) != 2 {
+		t.Errorf("List: %+v, %v", states, err)
+	}
+	if err := errors.Join(other.Thaw(), g.Thaw()); err != nil {
+		t.Error(err)
+	}
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+}
