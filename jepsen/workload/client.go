@@ -161,6 +161,11 @@ func (c *Client) release(h *Hold) {
 		return // Close would try for longer still
 	}
 	_ = h.locker.Close() // nothing is held
+	if note.Type == history.Fail {
+		// Servers count a limit in their own time, which an election stops: for them the
+		// hold may last a while longer, and is in the way of what this user wants next.
+		c.renew()
+	}
 }
 
 // read asks who holds a lock.
