@@ -112,12 +112,7 @@ func (c *cgroupHolding) open(h *host) (err error) {
 		return err
 	}
 	c.host = h
-	var spared []int32
-	for pid := range c.scope.spared {
-		spared = append(spared, pid)
-	}
-	slices.Sort(spared)
-	c.cg, err = openCgroup(c.path, spared, c.scope.proc)
+	c.cg, err = openCgroup(c.path, c.scope.sparedNumbers(), c.scope.proc)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package freezer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 
@@ -182,6 +183,9 @@ func (s *scope) trees(table []sighting, held map[int32]int32) map[int32]bool {
 	}
 	return tree
 }
+
+// sparedNumbers are the numbers of the processes that have to run on.
+func (s *scope) sparedNumbers() []int32 { return slices.Sorted(maps.Keys(s.spared)) }
 
 // sparing says whether a process has to run on.
 func (s *scope) sparing(p *stat) bool {

@@ -318,6 +318,14 @@ func (w *walk) settle(ctx context.Context, members []*member) error {
 	waiting := members
 	const first, most = 50 * time.Microsecond, 2 * time.Millisecond
 	for pause := first; ; pause = min(2*pause, most) {
+		if !w.sample(waiting) && time.Since(waiting[0].told) < w.order.patience() {
+			// They need the processors that looking at all of them would take.
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			time.Sleep(pause)
+			continue
+		}
 		states := make([]stat, len(waiting))
 		inParallel(len(waiting), func(_, i int) {
 			m := waiting[i]
@@ -346,6 +354,22 @@ func (w *walk) settle(ctx context.Context, members []*member) error {
 		}
 		time.Sleep(pause)
 	}
+}
+
+// sample looks at a few of many, and says whether these have stopped.
+func (w *walk) sample(waiting []*member) bool {
+	const few = 16
+	for i := range few {
+		if len(waiting) < smallLoad {
+			break
+		}
+		if m := waiting[i*(len(waiting)-1)/(few-1)]; !m.quiet && m.stuck == "" {
+			if quiet, _ := w.check(m); !quiet {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // check looks whether a process that was signalled has stopped or ended.

@@ -1,0 +1,153 @@
+// Command freezethaw runs a command while other processes stand still.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/job"
+)
+
+// version is set by the linker in releases.
+var version = "2.0"
+
+// Exit statuses of our own, after sysexits(3) where it has one.
+const (
+	exitUsage    = 64
+	exitNoTarget = 66
+	exitInternal = 70
+	exitTempFail = 75
+	exitThawed   = 76
+	exitNoRight  = 77
+)
+
+// grace is the time that a command has to end in when it is no longer alone.
+const grace = 10 * time.Second
+
+func main() {
+	freezer.AtGuard()
+	job.AtGate()
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	o, err := parse(args)
+	switch {
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%%Error: freezethaw: %v; see --help\n", err)
+		return exitUsage
+	case o.help:
+		fmt.Print(usage, flags(&options{}).FlagUsagesWrapped(79), usageEnd)
+		return 0
+	case o.version:
+		fmt.Println("Version:", version)
+		return 0
+	case o.list:
+		return list(o.json)
+	case o.recover:
+		return recovered(o.json)
+	case o.dryRun:
+		return survey(o)
+	}
+	return freeze(o)
+}
+
+// freeze runs the command while everything is frozen. From the freeze to the thaw
+// nothing is written: the terminal may stand still.
+func freeze(o *options) int {
+	signals := job.Notify()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	// Before Prepare: afterwards a guard would be our child.
+	guard, err := freezer.Start(ctx, "")
+	if err != nil {
+		return complain(err)
+	}
+	defer guard.Close()
+	j, err := job.Prepare(job.Options{Argv: o.command, Signals: signals, LostSignal: syscall.SIGTERM, Grace: grace})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "freezethaw:", err)
+		return job.StartCode(err)
+	}
+	o.order.Except = []int{j.PID()}
+	var report freezer.Report
+	answer := make(chan error, 1)
+	go func() {
+		var err error
+		report, err = guard.Freeze(ctx, o.order)
+		answer <- err
+	}()
+	select {
+	case err = <-answer:
+	case sig := <-signals:
+		cancel()
+		if <-answer == nil {
+			_ = guard.Thaw()
+		}
+		j.Abandon()
+		return interrupted(sig.(syscall.Signal))
+	}
+	if err != nil {
+		j.Abandon()
+		return complain(err)
+	}
+	if err := j.Open(nil, nil); err != nil {
+		_ = guard.Thaw()
+		fmt.Fprintln(os.Stderr, "freezethaw:", err)
+		return job.StartCode(err)
+	}
+	select {
+	case <-j.Done():
+	case <-guard.Done():
+		j.Lost() // does nothing if the command has ended meanwhile
+	}
+	exit := j.Wait()
+	err = guard.Thaw()
+	if o.verbose {
+		tell(&report)
+	}
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "freezethaw:", err)
+		if exit.Left > 0 {
+			fmt.Fprintf(os.Stderr, "freezethaw: %d processes of the command cannot be killed\n", exit.Left)
+		}
+		return exitThawed
+	case exit.Interrupted:
+		job.Interrupt()
+	}
+	return exit.Code
+}
+
+func interrupted(sig syscall.Signal) int {
+	if sig == syscall.SIGINT && job.HasTerminal() {
+		job.Interrupt()
+	}
+	return 128 + int(sig)
+}
+
+// complain says why nothing was frozen.
+func complain(err error) int {
+	text, code := err.Error(), exitInternal
+	switch {
+	case errors.Is(err, freezer.ErrPermission):
+		code = exitNoRight
+	case errors.Is(err, freezer.ErrOrder), errors.Is(err, freezer.ErrSelf):
+		code = exitUsage
+	case errors.Is(err, freezer.ErrNoTarget):
+		code = exitNoTarget
+	case errors.Is(err, freezer.ErrUnstoppable):
+		text += "; --partial goes on without it"
+		code = exitTempFail
+	case errors.Is(err, freezer.ErrRestless), errors.Is(err, freezer.ErrHeld), errors.Is(err, freezer.ErrDeadline),
+		errors.Is(err, freezer.ErrGuardLost):
+		code = exitTempFail
+	}
+	fmt.Fprintln(os.Stderr, "freezethaw:", text)
+	return code
+}
