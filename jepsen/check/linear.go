@@ -107,8 +107,8 @@ func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operatio
 			case history.OK:
 				ended[p.Call.Fence] = ended[p.Call.Fence] || e.Cause == "owner"
 			case history.Fail:
-				if p.Call.Lease > 0 {
-					continue // a lease is over for its holder before it is so for others
+				if p.Call.Lease > 0 || p.Call.Limit > 0 {
+					continue // the time is over for the holder before it is so for others
 				}
 				out.Status = model.NotHeld
 			default:
@@ -183,8 +183,10 @@ func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]ti
 		if p.Return.Error != history.Busy {
 			return // refused for another reason than the lock's state
 		}
-		if p.Call.All && len(p.Call.Locks) > 1 {
-			return // one of them was busy, which says nothing of any one
+		if p.Call.All {
+			// One of them was busy, which says nothing of any one. A single one may be
+			// free, and kept for somebody who waits for others beside it.
+			return
 		}
 		for _, l := range p.Call.Locks {
 			add(p, l, in, model.Output{Status: model.Busy}, p.End())

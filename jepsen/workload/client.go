@@ -47,7 +47,8 @@ type Hold struct {
 	Fence  uint64
 	locker *client.Locker
 	locks  []string
-	proto  int // by which a client without locker has got it
+	limit  time.Duration // 0 without one
+	proto  int           // by which a client without locker has got it
 	gone   sync.WaitGroup
 }
 
@@ -119,7 +120,7 @@ func (c *Client) acquire(o client.Options) (*Hold, error) {
 		c.unknown()
 		return nil, nil
 	}
-	h := &Hold{Fence: done.Fence, locker: l, locks: done.Locks}
+	h := &Hold{Fence: done.Fence, locker: l, locks: done.Locks, limit: note.Limit}
 	lost := l.Lost()
 	h.gone.Go(func() {
 		if loss, ok := <-lost; ok {
@@ -140,7 +141,7 @@ func (c *Client) release(h *Hold) {
 	}
 	note := history.Op{
 		Process: c.process, Type: history.Invoke, F: history.Release,
-		Locks: h.locks, Owner: c.user, Fence: h.Fence,
+		Locks: h.locks, Owner: c.user, Fence: h.Fence, Limit: h.limit,
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), opTime)
 	defer cancel()
