@@ -231,7 +231,7 @@ func (m *mortality) kill(p pidprobe.Process) {
 // TestSimulatedDeaths kills holders and waiters while leaders come and go, and
 // checks that no lock is freed while its process lives and none is left after.
 func TestSimulatedDeaths(t *testing.T) {
-	const rounds = 1000
+	rounds := rounds(1000)
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)
 		hosts := make(map[string]*mortality)

@@ -32,7 +32,7 @@ func chaosSeeds(t *testing.T) []uint64 {
 		return []uint64{seed}
 	}
 	var seeds []uint64
-	for range max(number("LOCKERD_SIM_SEEDS"), 2) {
+	for range max(number("LOCKERD_SIM_SEEDS"), uint64(rounds(5))/2, 1) {
 		seeds = append(seeds, uint64(len(seeds))+1)
 	}
 	return seeds

@@ -51,7 +51,8 @@ func (w *simWaiter) fence(ctx context.Context, t *testing.T) fsm.Fence {
 // reads its grant, once, in turn; those of the isolated node after the others, when
 // they can be told.
 func TestSimulatedFailovers(t *testing.T) {
-	const rounds, perNode = 500, 2
+	const perNode = 2
+	rounds := rounds(500)
 	began := time.Now()
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0)

@@ -90,7 +90,7 @@ func All(in Input) []Result {
 	results := []Result{
 		fences(pairs), streams(in.Events, a), faults(in), order(pairs), reuse(pairs), exclusion(in, pairs),
 		losses(in, pairs, a), acknowledged(pairs, a),
-		queue(in, a), digests(in.End), leftovers(in.End), recovery(in, pairs), starved(pairs, a), refusals(in, pairs), processes(in.End),
+		queue(in, a), digests(in.End), leftovers(in.End), recovery(in, pairs), starved(in.Ops, pairs, a), refusals(in, pairs), processes(in.End),
 	}
 	for i := range results[:needed] {
 		if results[i].Looked == 0 && results[i].Verdict == Pass {

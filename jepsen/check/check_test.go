@@ -318,10 +318,11 @@ func TestPassingOver(t *testing.T) {
 // Who has been passed while its node was out of touch has not waited in vain for that.
 func TestInVainOrAway(t *testing.T) {
 	for name, c := range map[string]struct {
-		away, back int // before which of the grants; -1 is never
+		away, back int // before which of the grants; -1 is never, -2 that it is in line after all
 		want       Verdict
 	}{
 		"not away":       {-1, -1, Fail},
+		"not in line":    {-2, -1, Pass},
 		"away":           {0, 30, Pass},
 		"for some":       {0, 5, Fail},
 		"for most":       {0, 25, Pass},
@@ -340,6 +341,9 @@ func TestInVainOrAway(t *testing.T) {
 				s.get(1, "a", uint64(i+1))
 				s.put(1, "a", uint64(i+1))
 			}
+		}
+		if c.away == -2 {
+			s.op(9, history.Info, history.Queued, "l", "z", 0)
 		}
 		s.now += time.Minute
 		s.op(9, history.Info, history.Acquire, "l", "z", 0)
