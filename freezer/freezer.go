@@ -1,6 +1,7 @@
 package freezer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -55,9 +56,12 @@ const (
 	// was told to stop. Disks answer sooner.
 	DefaultPatience = 500 * time.Millisecond
 
-	// maxFreezing bounds the time from the first signal to the last: a machine with
+	// DefaultWithin bounds the time from the first signal to the last: a machine with
 	// every processor busy needs some, and half a frozen machine is of use to nobody.
-	maxFreezing = 10 * time.Second
+	DefaultWithin = 10 * time.Second
+
+	// maxWithin bounds what an order may ask for.
+	maxWithin = time.Minute
 	// maxTargets bounds the targets, and the numbers in each, of an order.
 	maxTargets = 4096
 	// maxNamed bounds the processes that a Report names.
@@ -82,6 +86,8 @@ type Order struct {
 	// Patience is how long something may take to stop before it is given up as
 	// unstoppable. 0 means DefaultPatience.
 	Patience time.Duration `json:"patience,omitempty"`
+	// Within is the time in which the freeze has to succeed. 0 means DefaultWithin.
+	Within time.Duration `json:"within,omitempty"`
 }
 
 // Validate says whether an order makes sense: the error is [ErrOrder].
@@ -91,8 +97,8 @@ func (o *Order) Validate() error {
 		return fmt.Errorf("%w: it names nothing to freeze", ErrOrder)
 	case len(o.Targets) > maxTargets || len(o.Except) > maxTargets:
 		return fmt.Errorf("%w: more than %d targets or exceptions", ErrOrder, maxTargets)
-	case o.Patience < 0 || o.Patience > maxFreezing:
-		return fmt.Errorf("%w: patience is from 0 to %v", ErrOrder, maxFreezing)
+	case o.Patience < 0 || o.Within < 0 || max(o.Patience, o.Within) > maxWithin:
+		return fmt.Errorf("%w: a freeze takes from 0 to %v", ErrOrder, maxWithin)
 	}
 	for i := range o.Targets {
 		if err := o.Targets[i].validate(); err != nil {
@@ -102,19 +108,9 @@ func (o *Order) Validate() error {
 	return nil
 }
 
-func (o *Order) timeout() time.Duration {
-	if o.Timeout == 0 {
-		return DefaultTimeout
-	}
-	return o.Timeout
-}
-
-func (o *Order) patience() time.Duration {
-	if o.Patience == 0 {
-		return DefaultPatience
-	}
-	return o.Patience
-}
+func (o *Order) timeout() time.Duration  { return cmp.Or(o.Timeout, DefaultTimeout) }
+func (o *Order) patience() time.Duration { return cmp.Or(o.Patience, DefaultPatience) }
+func (o *Order) within() time.Duration   { return cmp.Or(o.Within, DefaultWithin) }
 
 // Kind is a kind of target.
 type Kind string

@@ -73,6 +73,9 @@ func guardMain() int {
 			return 0 // nothing is frozen
 		case e.msg.Op == opFreeze:
 			return g.obey(e.msg.Order)
+		case e.msg.Op == opThaw:
+			g.answer(e.from, message{Op: opThawed})
+			return 0
 		default:
 			g.answer(e.from, fail(opFailed, fmt.Errorf("%w: %s before freeze", errMessage, e.msg.Op)))
 		}
@@ -362,7 +365,7 @@ func lockDir(ctx context.Context, dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for until := time.Now().Add(maxFreezing); ; time.Sleep(lockPause) {
+	for until := time.Now().Add(DefaultWithin); ; time.Sleep(lockPause) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { _ = f.Close() }, nil

@@ -173,7 +173,8 @@ func TestRecoverTouchesNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self := process{int32(os.Getpid()), 1}
+	own := must(must(openProc()).stat(int32(os.Getpid())))
+	self := process{own.pid, own.start}
 	for _, c := range []struct {
 		name  string
 		rec   record

@@ -2,6 +2,7 @@ package freezer
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -163,15 +164,23 @@ func allPIDs(tb testing.TB) (pids []int) {
 // stateOf is the state of a process that ps would show: T only if all its threads are
 // stopped, and empty when there is none.
 func stateOf(pid int) string {
+	fields := func(path string) []string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil
+		}
+		return strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	}
+	whole := fields(fmt.Sprintf("/proc/%d/stat", pid))
+	if len(whole) > 17 && whole[17] == "1" { // thread
+		return whole[0]
+	}
 	states := map[string]bool{}
 	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	for _, t := range tasks {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", pid, t.Name()))
-		if err != nil {
-			continue
+		if f := fields(fmt.Sprintf("/proc/%d/task/%s/stat", pid, t.Name())); len(f) > 0 {
+			states[f[0]] = true
 		}
-		_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')'):]), " ")
-		states[rest[:1]] = true
 	}
 	for _, s := range []string{"R", "D", "S", "t", "T", "Z", "X"} {
 		if states[s] {
@@ -301,4 +310,8 @@ func thaw(tb testing.TB, g *Guard) {
 	}
 }
 
-func machine() Order { return Order{Targets: []Target{Machine()}, Timeout: time.Minute} }
+// machine is patient: what has to stop needs a processor for that, and others may be at
+// work on the machine.
+func machine() Order {
+	return Order{Targets: []Target{Machine()}, Timeout: time.Minute, Within: 30 * time.Second}
+}

@@ -3,6 +3,7 @@ package freezer
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -65,8 +66,15 @@ func recoverOne(path string) (*Recovered, error) {
 		return nil, fmt.Errorf("open a journal: %w", err)
 	}
 	defer f.Close()
-	if !orphaned(f) {
-		return nil, nil
+	for until := time.Now().Add(DefaultWithin); !orphaned(f); {
+		if guarded(f) {
+			return nil, nil
+		}
+		if time.Now().After(until) {
+			return nil, fmt.Errorf("somebody is at work on %s and does not end", path)
+		}
+		// Somebody else is at it. When we return it is to be done.
+		time.Sleep(lockPause)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Nlink == 0 {
@@ -94,6 +102,24 @@ func recoverOne(path string) (*Recovered, error) {
 	}
 	_ = os.Remove(strings.TrimSuffix(path, journalEnd) + socketEnd)
 	return r, errors.Join(err, os.Remove(path))
+}
+
+// guarded says whether the guard lives that has begun a journal, or is about to.
+func guarded(f *os.File) bool {
+	rec, err := readRecord(io.NewSectionReader(f, 0, maxJournal))
+	if err != nil {
+		return true // it has not been written yet
+	}
+	if rec.Boot != bootID() || rec.PIDNS != pidNamespace() {
+		return true // as far as can be seen from here
+	}
+	proc, err := openProc()
+	if err != nil {
+		return true
+	}
+	defer proc.close()
+	s, err := proc.stat(rec.Guard.pid)
+	return err == nil && !s.ended() && s.start == rec.Guard.start
 }
 
 // undo undoes the entries of a journal, the last first.

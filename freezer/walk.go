@@ -57,7 +57,7 @@ func (m *member) entry() entry { return entry{kind: entryPID, pid: m.pid, start:
 // never found has been born by one that was listed and had ended when it was looked
 // at, or numbers have begun anew: then there is another pass.
 func (w *walk) freeze(ctx context.Context) error {
-	w.until = time.Now().Add(maxFreezing)
+	w.until = time.Now().Add(w.order.within())
 	w.alive = map[int32]*member{}
 	for {
 		w.rounds++
@@ -70,7 +70,12 @@ func (w *walk) freeze(ctx context.Context) error {
 				return w.checkTraced()
 			}
 		}
+		if ctx.Err() != nil {
+			closeAll([][]*member{fresh})
+			return context.Cause(ctx)
+		}
 		if time.Now().After(w.until) {
+			closeAll([][]*member{fresh})
 			return fmt.Errorf("%w: the last of %d passes found %d", ErrRestless, w.rounds, len(fresh))
 		}
 		if err := w.stop(ctx, fresh); err != nil {
@@ -107,6 +112,9 @@ func (w *walk) pass() (fresh []*member, settled bool, err error) {
 		}
 	})
 	if err = errors.Join(err, failed); err != nil {
+		if errors.Is(err, unix.EMFILE) {
+			err = fmt.Errorf("two open files are needed for each process, and the guard may not have as many (RLIMIT_NOFILE): %w", unix.EMFILE)
+		}
 		for i := range table {
 			table[i].fds.close()
 		}
@@ -407,7 +415,7 @@ func (w *walk) giveUp(m *member, s *stat) bool {
 	case waited > w.order.patience() && s.state != 'R' && inFrozenCgroup(w.proc, m.pid):
 		m.quiet = true // and stops when that thaws, before it runs
 		return false
-	case time.Now().After(w.until):
+	case waited > w.order.patience() && time.Now().After(w.until):
 		m.stuck = "does not stop"
 	}
 	return m.stuck != ""

@@ -26,22 +26,20 @@ func crowd() int {
 // shell starts a busy shell.
 func shell(tb testing.TB) *actor {
 	tb.Helper()
-	return begin(tb, exec.Command("/usr/bin/nice", "-n", "19", "/bin/sh", "-c", "echo ready; while :; do :; done"))
+	return begin(tb, exec.Command("/usr/bin/nice", "-n", "10", "/bin/sh", "-c", "echo ready; while :; do :; done"))
 }
 
 func TestMachine(t *testing.T) {
 	needIsolation(t)
 	act(t, "sleepers "+strconv.Itoa(crowd()))
-	act(t, "bomb 40")
+	act(t, "bomb 12")
 	act(t, "named")
-	for range 2 {
-		shell(t)
-	}
+	shell(t)
 	g, r := freeze(t, machine())
 	if left := running(t); len(left) > 0 {
 		t.Errorf("processes %v run while everything is frozen", left)
 	}
-	if r.Processes < crowd()+5 || r.Processes != stopped(t) {
+	if r.Processes < crowd()+4 || r.Processes != stopped(t) {
 		t.Errorf("%d processes are reported frozen, %d are", r.Processes, stopped(t))
 	}
 	thaw(t, g)
@@ -55,7 +53,7 @@ func TestMachine(t *testing.T) {
 func TestForkBombsDoNotEscape(t *testing.T) {
 	needIsolation(t)
 	for i := range 3 {
-		b := act(t, "bomb "+strconv.Itoa(crowd()/50))
+		b := act(t, "bomb "+strconv.Itoa(crowd()/200))
 		h := act(t, "hopper")
 		g, r := freeze(t, machine())
 		before := running(t)
@@ -275,6 +273,39 @@ func TestUnstoppable(t *testing.T) {
 	}
 	if err := v.cmd.Wait(); err == nil || v.cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// For each that is stopped there is a new one, for ever.
+func TestRestless(t *testing.T) {
+	needIsolation(t)
+	act(t, "sleepers 3")
+	o := machine()
+	o.Within, o.Patience = 200*time.Millisecond, 30*time.Second
+	s, err := newScope(&o, os.Getpid(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &walk{scope: s, order: &o, report: &Report{}}
+	defer w.close()
+	w.note = func(...entry) error { return exec.Command("sleep", "1000").Start() }
+	if err := w.freeze(t.Context()); !errors.Is(err, ErrRestless) || w.rounds < 2 {
+		t.Errorf("after %d rounds the error is %v", w.rounds, err)
+	}
+	if err := w.thaw(); err != nil {
+		t.Error(err)
+	}
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+}
+
+func TestThawBeforeFreeze(t *testing.T) {
+	needIsolation(t)
+	g := start(t)
+	thaw(t, g)
+	if _, err := g.Freeze(context.Background(), machine()); !errors.Is(err, ErrThawed) {
+		t.Errorf("the error is %v", err)
 	}
 }
 
