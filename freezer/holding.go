@@ -9,6 +9,12 @@ import (
 // A holding is something that a guard freezes and thaws, by one way of doing it. One
 // order may need several. The methods are called in the order in which they stand
 // here, by one goroutine at a time.
+//
+// A new kind has a Kind, a case in holdings, a line of the journal (entry) with its
+// case in undo, and a place in the Report; nothing else knows of kinds. Where the kernel
+// may keep a thread for long, as in an ioctl that waits for a disk, freeze does it in a
+// goroutine and leaves it behind when ctx ends; thaw then has to make sure that
+// what comes late is undone as well.
 type holding interface {
 	// open gets hold of whatever freezing and thawing will need, and changes nothing.
 	// Until release nothing else may be opened.

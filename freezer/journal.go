@@ -164,8 +164,11 @@ func readRecord(r io.Reader) (rec record, err error) {
 			if jerr := json.Unmarshal(text, &rec); jerr != nil {
 				return rec, fmt.Errorf("%w: %w", errJournal, jerr)
 			}
-			if rec.Version != journalVersion {
+			switch {
+			case rec.Version != journalVersion:
 				return rec, fmt.Errorf("%w: it is of version %d, not %d", errJournal, rec.Version, journalVersion)
+			case rec.Guard.pid < 1 || rec.Requester.pid < 1:
+				return rec, fmt.Errorf("%w: it names no guard or no requester", errJournal)
 			}
 			continue
 		}
