@@ -1,5 +1,5 @@
-// Package freezer freezes processes of this host for a while, and thaws them again
-// whatever happens.
+// Package freezer freezes processes and file systems of this host for a while, and
+// thaws them again whatever happens.
 //
 //	err := freezer.FreezeThaw(ctx, freezer.Order{Targets: []freezer.Target{freezer.Machine()}},
 //		func() error { return os.Rename("library.new", "library") })
@@ -21,6 +21,28 @@
 // stays stopped after the thaw; what waits in uninterruptible sleep cannot be
 // stopped, and is an error or, in a partial freeze, named in the [Report].
 //
+// # File systems
+//
+// A file system is frozen by the kernel (FIFREEZE, ioctl_fs(2)): what was written is on
+// the disk, consistent, and whoever writes waits for the thaw, in uninterruptible
+// sleep. Reading goes on. Other than Tru64 UNIX, Linux holds back every write, also one
+// that makes no file longer.
+//
+// All mounts of a file system are one: bind mounts, subvolumes of a btrfs. Several in one
+// order are frozen as one, the youngest mount first, and not at all if one cannot be.
+// As long as a guard holds one it cannot be unmounted. Those that the system needs, or
+// who has to thaw, are refused ([ErrProtected]); they are told by the kernel's number,
+// so it makes no difference where else they are mounted.
+//
+// [FreezeFS], [ThawFS] and [QueryFS] are for freezes that last longer than who has
+// asked for them. The kernel does not say what is frozen; QueryFS looks into the journals,
+// and then asks the kernel for a change of no options, which it refuses if so. Where
+// that is not without effect it is not done.
+//
+// The kernel cannot be told to give up a freeze that has begun: until everything is
+// on the disk a deadline, or a thaw, waits. And it should not be killed in a thaw of a
+// btrfs: that would be thawed, but read-only until it is mounted anew.
+//
 // # The guard
 //
 // Who freezes could be killed before it thaws. So a process of its own does both
@@ -38,8 +60,10 @@
 //
 // Whatever was signalled is signalled again by the thaw, and nothing else is. A process
 // is signalled by a pidfd that was opened before its start time was read, so never for
-// another one of its number; the same goes for recovery. Nothing is done that the
-// journal does not know how to undo. After an error nothing is frozen.
+// another one of its number; the same goes for recovery. A file system is thawed by a
+// directory of it that was open all the time; in recovery, if it has the number, the
+// type and the device that it had. Nothing is done that the journal does not know how
+// to undo. After an error nothing is frozen.
 //
 // No two guards hold the same: the second is refused ([ErrHeld]).
 //

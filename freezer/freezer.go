@@ -47,6 +47,12 @@ var codes = map[string]error{
 	"held":        ErrHeld,
 	"deadline":    ErrDeadline,
 	"thawed":      ErrThawed,
+
+	"not supported":  ErrNotSupported,
+	"not mounted":    ErrNotMounted,
+	"no memory":      ErrNoMemory,
+	"already frozen": ErrAlreadyFrozen,
+	"protected":      ErrProtected,
 }
 
 const (
@@ -70,7 +76,8 @@ const (
 
 // Order says what a guard is to freeze, and for how long.
 type Order struct {
-	// Targets are frozen together, in this order, and thawed in reverse.
+	// Targets are frozen together, in this order, and thawed in reverse; but file
+	// systems after all else, the youngest mount first.
 	Targets []Target `json:"targets"`
 	// Except lists processes that run on, beside those that always do.
 	Except []int `json:"except,omitempty"`
@@ -86,8 +93,12 @@ type Order struct {
 	// Patience is how long something may take to stop before it is given up as
 	// unstoppable. 0 means DefaultPatience.
 	Patience time.Duration `json:"patience,omitempty"`
-	// Within is the time in which the freeze has to succeed. 0 means DefaultWithin.
+	// Within is the time in which the freeze has to succeed, without that of file
+	// systems, which takes as long as the disk. 0 means DefaultWithin.
 	Within time.Duration `json:"within,omitempty"`
+	// Protect lists paths whose file systems are never frozen, beside those that
+	// never are: see [ErrProtected].
+	Protect []string `json:"protect,omitempty"`
 }
 
 // Validate says whether an order makes sense: the error is [ErrOrder].
@@ -95,7 +106,7 @@ func (o *Order) Validate() error {
 	switch {
 	case len(o.Targets) == 0:
 		return fmt.Errorf("%w: it names nothing to freeze", ErrOrder)
-	case len(o.Targets) > maxTargets || len(o.Except) > maxTargets:
+	case len(o.Targets) > maxTargets || len(o.Except) > maxTargets || len(o.Protect) > maxTargets:
 		return fmt.Errorf("%w: more than %d targets or exceptions", ErrOrder, maxTargets)
 	case o.Patience < 0 || o.Within < 0 || max(o.Patience, o.Within) > maxWithin:
 		return fmt.Errorf("%w: a freeze takes from 0 to %v", ErrOrder, maxWithin)
@@ -121,14 +132,16 @@ const (
 	KindSession   Kind = "session"
 	KindProcesses Kind = "processes"
 	KindCgroup    Kind = "cgroup"
+
+	KindFileSystem Kind = "filesystem"
 )
 
-// Target is something to be frozen: see [Machine], [Tree], [Session], [Processes]
-// and [Cgroup].
+// Target is something to be frozen: see [Machine], [Tree], [Session], [Processes],
+// [Cgroup] and [FileSystem].
 type Target struct {
 	Kind Kind   `json:"kind"`
 	PIDs []int  `json:"pids,omitempty"` // one for a tree and a session
-	Path string `json:"path,omitempty"` // of a cgroup
+	Path string `json:"path,omitempty"` // of a cgroup or file system
 }
 
 // Machine is every user process that can be seen.
@@ -147,6 +160,10 @@ func Processes(pids ...int) Target { return Target{Kind: KindProcesses, PIDs: pi
 // Cgroup is a cgroup of version 2 with all below it, named by its directory.
 func Cgroup(dir string) Target { return Target{Kind: KindCgroup, Path: dir} }
 
+// FileSystem is the one that is mounted at a directory, all of it: its other mounts,
+// bind mounts and subvolumes included. Whoever writes to it waits until the thaw.
+func FileSystem(mount string) Target { return Target{Kind: KindFileSystem, Path: mount} }
+
 // String is for people.
 func (t Target) String() string {
 	switch t.Kind {
@@ -160,6 +177,8 @@ func (t Target) String() string {
 		return "processes " + numbers(t.PIDs)
 	case KindCgroup:
 		return "cgroup " + t.Path
+	case KindFileSystem:
+		return "file system " + t.Path
 	}
 	return string(t.Kind)
 }
@@ -183,9 +202,9 @@ func (t *Target) validate() error {
 		wanted = 1
 	case KindProcesses:
 		wanted = max(1, min(len(t.PIDs), maxTargets))
-	case KindCgroup:
+	case KindCgroup, KindFileSystem:
 		if !strings.HasPrefix(t.Path, "/") || len(t.Path) > 4096 || strings.ContainsAny(t.Path, "\x00") {
-			return fmt.Errorf("%w: %q is no absolute path of a cgroup", ErrOrder, t.Path)
+			return fmt.Errorf("%w: %q is no absolute path of a %s", ErrOrder, t.Path, t.Kind)
 		}
 	default:
 		return fmt.Errorf("%w: no kind of target is called %q", ErrOrder, t.Kind)
@@ -215,6 +234,8 @@ type Report struct {
 	Processes int `json:"processes"`
 	// Cgroups lists those that were frozen, without those that were so before.
 	Cgroups []string `json:"cgroups,omitempty"`
+	// FileSystems lists the mount points that were named, one for each file system.
+	FileSystems []string `json:"filesystems,omitempty"`
 	// Rounds counts the passes over the process table.
 	Rounds int `json:"rounds,omitempty"`
 	// Took is the time that the freeze took.
@@ -231,7 +252,7 @@ func (r *Report) String() string {
 	var parts []string
 	if r.Processes == 1 {
 		parts = append(parts, "1 process")
-	} else if r.Processes > 0 || len(r.Cgroups) == 0 {
+	} else if r.Processes > 0 || len(r.Cgroups)+len(r.FileSystems) == 0 {
 		parts = append(parts, strconv.Itoa(r.Processes)+" processes")
 	}
 	switch n := len(r.Cgroups); {
@@ -239,6 +260,12 @@ func (r *Report) String() string {
 		parts = append(parts, "cgroup "+r.Cgroups[0])
 	case n > 1:
 		parts = append(parts, strconv.Itoa(n)+" cgroups")
+	}
+	switch n := len(r.FileSystems); {
+	case n == 1:
+		parts = append(parts, "file system "+r.FileSystems[0])
+	case n > 1:
+		parts = append(parts, strconv.Itoa(n)+" file systems")
 	}
 	return strings.Join(parts, ", ")
 }

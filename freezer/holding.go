@@ -48,17 +48,23 @@ func (h *host) guards() (all []process) {
 
 // holdings divides an order.
 func holdings(o *Order) (all []holding) {
-	byWalk := false
+	byWalk, ofFiles := false, false
 	for _, t := range o.Targets {
 		switch t.Kind {
 		case KindCgroup:
 			all = append(all, &cgroupHolding{path: t.Path})
+		case KindFileSystem:
+			ofFiles = true
 		default:
 			if !byWalk {
 				byWalk = true
 				all = append(all, &walkHolding{})
 			}
 		}
+	}
+	// Last: who waits for a frozen file system cannot be stopped.
+	if ofFiles {
+		all = append(all, &fsHolding{targets: o.Targets})
 	}
 	return all
 }

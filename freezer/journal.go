@@ -26,6 +26,7 @@ import (
 //
 //	pid NUMBER START        SIGCONT to this process
 //	cgroup INODE "PATH"     0 to its cgroup.freeze
+//	fs DEVICE "TYPE SOURCE" "PATH"  FITHAW to the file system
 //	until NANOS             the deadline has become this time on CLOCK_BOOTTIME
 //
 // and undone from the last to the first. A last line without its end counts for
@@ -79,11 +80,14 @@ type entry struct {
 	inode uint64
 	path  string
 	until time.Duration
+
+	source string // of a file system: its type and what it is on
 }
 
 const (
 	entryPID    = "pid"
 	entryCgroup = "cgroup"
+	entryFS     = "fs"
 	entryUntil  = "until"
 
 	journalVersion = 1
@@ -107,6 +111,12 @@ func (e entry) append(b []byte) []byte {
 		b = strconv.AppendUint(b, e.inode, 10)
 		b = append(b, ' ')
 		b = strconv.AppendQuote(b, e.path)
+	case entryFS:
+		b = strconv.AppendUint(b, e.inode, 10)
+		b = append(b, ' ')
+		b = strconv.AppendQuote(b, e.source)
+		b = append(b, ' ')
+		b = strconv.AppendQuote(b, e.path)
 	case entryUntil:
 		b = strconv.AppendInt(b, int64(e.until), 10)
 	}
@@ -128,6 +138,18 @@ func parseEntry(line string) (e entry, err error) {
 		ino, path, _ := strings.Cut(rest, " ")
 		if e.inode, err = strconv.ParseUint(ino, 10, 64); err == nil {
 			e.path, err = strconv.Unquote(path)
+		}
+	case entryFS:
+		var source string
+		dev, rest, _ := strings.Cut(rest, " ")
+		if e.inode, err = strconv.ParseUint(dev, 10, 64); err != nil {
+			break
+		}
+		if source, err = strconv.QuotedPrefix(rest); err != nil {
+			break
+		}
+		if e.source, err = strconv.Unquote(source); err == nil {
+			e.path, err = strconv.Unquote(strings.TrimPrefix(rest[len(source):], " "))
 		}
 	case entryUntil:
 		var n int64

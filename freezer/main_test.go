@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		isolated = true
+		unix.CloseOnExec(rescueSocket)
 		os.Exit(m.Run())
 	case os.Geteuid() != 0 || fuzzing:
 		os.Exit(m.Run())
@@ -63,11 +64,21 @@ func enterNamespace() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=init %d", stageVariable, pidNamespace()))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	rescue, err := startRescuer()
+	if err != nil {
+		fmt.Println("start a rescuer:", err)
+		return 1
+	}
+	cmd.ExtraFiles = []*os.File{rescue}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	err := cmd.Run()
+	err = cmd.Start()
+	_ = rescue.Close() // its end is that of the tests
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil && cmd.ProcessState == nil {
 		fmt.Println("enter a pid namespace:", err)
 		return 1
@@ -95,12 +106,13 @@ func initMain(outside string) int {
 	}
 	pid, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{
 		Env:   os.Environ(),
-		Files: []uintptr{0, 1, 2},
+		Files: []uintptr{0, 1, 2, rescueSocket},
 	})
 	if err != nil {
 		fmt.Println("start the tests:", err)
 		return 1
 	}
+	_ = unix.Close(rescueSocket)
 	for {
 		var status syscall.WaitStatus
 		got, err := syscall.Wait4(-1, &status, 0, nil)

@@ -20,6 +20,8 @@ type Recovered struct {
 	Since     time.Time `json:"since"`
 	Processes int       `json:"processes"` // how many of them still lived
 	Cgroups   int       `json:"cgroups"`
+	// FileSystems counts those that were still frozen.
+	FileSystems int `json:"filesystems,omitempty"`
 }
 
 // Recover undoes what guards have left that were killed, by the journals in a
@@ -160,6 +162,12 @@ func undo(entries []entry, r *Recovered) error {
 				r.Cgroups++
 			}
 			c.close()
+		case entryFS:
+			thawed, err := undoFS(&e)
+			failed = errors.Join(failed, err)
+			if thawed {
+				r.FileSystems++
+			}
 		}
 	}
 	return failed

@@ -166,6 +166,8 @@ func (r *record) state() State {
 			s.Report.Processes++
 		case entryCgroup:
 			s.Report.Cgroups = append(s.Report.Cgroups, e.path)
+		case entryFS:
+			s.Report.FileSystems = append(s.Report.FileSystems, e.path)
 		}
 	}
 	return s
@@ -254,7 +256,7 @@ func (g *Guard) ask(ctx context.Context, m message) (message, error) {
 // Freeze freezes, all or nothing unless the order allows a part. After an error
 // nothing is frozen, and the Report may say what stood in the way; it is
 // [ErrOrder], [ErrNoTarget], [ErrSelf], [ErrHeld], [ErrUnstoppable], [ErrRestless],
-// [ErrGuardLost], or the context's. A guard freezes once.
+// [ErrGuardLost], one of those of file systems, or the context's. A guard freezes once.
 func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 	if err := o.Validate(); err != nil {
 		return Report{}, err

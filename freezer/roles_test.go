@@ -29,6 +29,10 @@ var roles = map[string]func([]string){
 	"vfork":      playVfork,
 	"requester":  playRequester,
 	"freezethaw": playFreezeThaw,
+	"rescuer":    playRescuer,
+	"writer":     playWriter,
+	"fs":         playFS,
+	"fsholder":   playFSHolder,
 }
 
 func fork() uintptr {

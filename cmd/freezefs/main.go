@@ -1,0 +1,188 @@
+// Command freezefs freezes file systems until they are thawed, or the time is up.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lockerd/lockerd/freezer"
+)
+
+// version is set by the linker in releases.
+var version = "2.0"
+
+// Exit statuses of our own, after sysexits(3) where it has one.
+const (
+	exitFrozen      = 1 // an answer
+	exitUsage       = 64
+	exitUnknown     = 65
+	exitNotMounted  = 66
+	exitUnsupported = 69
+	exitInternal    = 70
+	exitNoMemory    = 71
+	exitTempFail    = 75
+	exitNoRight     = 77
+)
+
+func main() {
+	freezer.AtGuard()
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	o, err := parse(args)
+	switch {
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "%%Error: freezefs: %v; see --help\n", err)
+		return exitUsage
+	case o.help:
+		fmt.Print(usage, flags(&options{}).FlagUsagesWrapped(79), usageEnd)
+		return 0
+	case o.version:
+		fmt.Println("Version:", version)
+		return 0
+	case o.query:
+		return query(o)
+	case o.dryRun:
+		return survey(o)
+	}
+	return freeze(o)
+}
+
+// freeze leaves everything to a guard. Until it is frozen, a signal thaws.
+func freeze(o *options) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	guard, err := freezer.Start(ctx, "")
+	if err != nil {
+		return complain(err)
+	}
+	defer guard.Close()
+	report, err := guard.Freeze(ctx, o.order)
+	if err != nil && ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "freezefs: a signal came before it was frozen; nothing is")
+		return exitTempFail
+	}
+	if err != nil {
+		return complain(err)
+	}
+	// Only now, for stdout may be a file on what is frozen.
+	state, err := guard.State()
+	if err != nil {
+		return complain(err)
+	}
+	for _, w := range report.Warnings {
+		fmt.Fprintln(os.Stderr, "freezefs: warning:", w)
+	}
+	if o.json {
+		return printJSON(state)
+	}
+	fmt.Printf("%s: frozen %s\n", strings.Join(report.FileSystems, ", "), until(&state))
+	return 0
+}
+
+// until says how long a freeze lasts.
+func until(s *freezer.State) string {
+	if s.Left < 0 {
+		return "until it is thawed"
+	}
+	return "until " + time.Now().Add(s.Left).Format(time.DateTime)
+}
+
+// query says what is frozen. The worst answer counts: not to know is worse than frozen.
+func query(o *options) int {
+	code := 0
+	all := []freezer.FSState{}
+	for _, t := range o.order.Targets {
+		s, err := freezer.QueryFS(t.Path)
+		if err != nil {
+			code = max(code, complain(err))
+			continue
+		}
+		all = append(all, s)
+		if s.Frozen {
+			code = max(code, exitFrozen)
+		}
+	}
+	if o.json {
+		return max(code, printJSON(all))
+	}
+	for i := range all {
+		fmt.Printf("%s: %s\n", all[i].Mount, describe(&all[i]))
+	}
+	return code
+}
+
+func describe(s *freezer.FSState) string {
+	switch {
+	case !s.Frozen:
+		return "not frozen"
+	case s.By == nil:
+		return "frozen, not by freezefs"
+	case s.Lost:
+		return fmt.Sprintf("frozen by guard %d, which was killed; thawfs thaws it", s.By.Guard)
+	}
+	return fmt.Sprintf("frozen %s by guard %d, since %s", until(s.By), s.By.Guard, s.By.Since.Local().Format(time.DateTime))
+}
+
+// survey prints what freeze would freeze.
+func survey(o *options) int {
+	all, err := freezer.SurveyFS(o.order)
+	if err != nil {
+		return complain(err)
+	}
+	if o.json {
+		return printJSON(all)
+	}
+	fmt.Printf("%-7s %-20s %s\n", "TYPE", "SOURCE", "MOUNT")
+	for _, s := range all {
+		fmt.Printf("%-7s %-20s %s\n", s.Type, s.Source, s.Mount)
+	}
+	return 0
+}
+
+// complain says what is wrong, and returns the exit status of it.
+func complain(err error) int {
+	code := exitInternal
+	for _, c := range []struct {
+		is   error
+		code int
+	}{
+		{freezer.ErrPermission, exitNoRight},
+		{freezer.ErrProtected, exitNoRight},
+		{freezer.ErrNotMounted, exitNotMounted},
+		{freezer.ErrNotSupported, exitUnsupported},
+		{freezer.ErrUnknown, exitUnknown},
+		{freezer.ErrNoMemory, exitNoMemory},
+		{freezer.ErrAlreadyFrozen, exitTempFail},
+		{freezer.ErrHeld, exitTempFail},
+		{freezer.ErrDeadline, exitTempFail},
+		{freezer.ErrGuardLost, exitTempFail},
+		{freezer.ErrOption, exitUsage},
+		{freezer.ErrOrder, exitUsage},
+	} {
+		if errors.Is(err, c.is) {
+			code = c.code
+			break
+		}
+	}
+	fmt.Fprintln(os.Stderr, "freezefs:", err)
+	return code
+}
+
+func printJSON(v any) int {
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	if err := out.Encode(v); err != nil {
+		fmt.Fprintln(os.Stderr, "freezefs:", err)
+		return exitInternal
+	}
+	return 0
+}

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer"
+)
+
+// binDir has freezefs and thawfs.
+var binDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if binDir, err = os.MkdirTemp("", "freezefs"); err != nil {
+		panic(err)
+	}
+	out, err := exec.Command("go", "build", "-o", binDir, ".", "../thawfs").CombinedOutput()
+	code := 1
+	if err != nil {
+		fmt.Printf("%v\n%s", err, out)
+	} else {
+		code = m.Run()
+	}
+	_ = os.RemoveAll(binDir)
+	os.Exit(code)
+}
+
+func programs() (freezefs, thawfs string) {
+	return filepath.Join(binDir, "freezefs"), filepath.Join(binDir, "thawfs")
+}
+
+// call runs a program and returns its exit status.
+func call(t *testing.T, argv ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if e := (*exec.ExitError)(nil); err != nil && !errors.As(err, &e) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+func must(t *testing.T, argv ...string) {
+	t.Helper()
+	if code, out, errs := call(t, argv...); code != 0 {
+		t.Fatalf("%v: status %d\n%s%s", argv, code, out, errs)
+	}
+}
+
+// newFS mounts a new ext4 where nobody else sees it. A timer thaws it, whatever
+// becomes of the test.
+func newFS(t *testing.T) (point string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("freezing takes root")
+	}
+	// The thread ends with the test, and what it starts lives in the same namespace.
+	runtime.LockOSThread()
+	if err := errors.Join(
+		unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+	); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	t.Setenv("FREEZER_RUN", dir+"/freezer")
+	point = dir + "/fs"
+	if err := errors.Join(os.Mkdir(point, 0o755), os.WriteFile(dir+"/image", nil, 0o600), os.Truncate(dir+"/image", 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mkfs.ext4", "-q", "-F", dir+"/image")
+	must(t, "mount", "-o", "loop", dir+"/image", point)
+	timer := exec.Command("sh", "-c", `while sleep 25; do fsfreeze -u "$0" || exit; done`, point)
+	timer.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	timer.Dir = "/"
+	if err := timer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _, _ = call(t, "fsfreeze", "-u", point)
+		states, _ := freezer.List("")
+		for _, s := range states {
+			_ = syscall.Kill(s.Guard, syscall.SIGTERM)
+		}
+		until := time.Now().Add(10 * time.Second)
+		for unix.Unmount(point, 0) == unix.EBUSY && time.Now().Before(until) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		_ = syscall.Kill(-timer.Process.Pid, syscall.SIGKILL)
+		_ = timer.Wait()
+	})
+	return point
+}
+
+func TestFreezeAndThaw(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	step := func(want int, said string, argv ...string) {
+		t.Helper()
+		code, out, errs := call(t, argv...)
+		if code != want || !strings.Contains(out+errs, said) || strings.Count(out+errs, "\n") > 3 {
+			t.Errorf("%v: status %d, want %d; said %q, want %q", argv, code, want, out+errs, said)
+		}
+	}
+	step(0, point+": not frozen", freezefs, "-q", point)
+	step(1, "not frozen", thawfs, point)
+	step(1, "not frozen", thawfs, "--dry-run", point)
+	step(0, point, freezefs, "--dry-run", point)
+	step(0, "not frozen", freezefs, "-q", point)
+	step(0, point+": frozen until 2", freezefs, "-t", "20", point)
+	step(1, "by guard", freezefs, "-q", point)
+	step(75, "already frozen", freezefs, "-t", "20", point)
+	step(75, "already frozen", freezefs, "--dry-run", point)
+	step(0, "would be thawed", thawfs, "--dry-run", point)
+	step(0, point+": thawed", thawfs, point)
+	step(0, "not frozen", freezefs, "-q", point)
+	must(t, "umount", point) // at once: nobody has anything open
+	must(t, "mount", "-o", "loop", filepath.Dir(point)+"/image", point)
+
+	step(0, "frozen until it is thawed", freezefs, "--timeout=-1", point)
+	step(0, "thawed", thawfs, point, point)
+	must(t, "fsfreeze", "-f", point)
+	step(1, "frozen, not by freezefs", freezefs, "-q", point)
+	step(0, "thawed", thawfs, point)
+
+	step(66, "not a mount point", freezefs, point+"/lost+found")
+	step(66, "not a mount point", thawfs, point+"/lost+found")
+	step(66, "not a mount point", freezefs, "-q", point+"/missing")
+	step(69, "does not support", freezefs, "-q", "/proc")
+	step(69, "does not support", freezefs, "/proc")
+	step(77, "must not be frozen", freezefs, "/")
+	step(77, "must not be frozen", freezefs, "--protect", point+"/data", point)
+	t.Setenv("LOCKERD_DATA_DIR", point)
+	step(77, "must not be frozen", freezefs, point)
+
+	// The deadline, with nobody there any more who has asked for it.
+	t.Setenv("LOCKERD_DATA_DIR", "")
+	began := time.Now()
+	step(0, "frozen", freezefs, "-t", "1", point)
+	for code := 1; code != 0; time.Sleep(10 * time.Millisecond) {
+		code, _, _ = call(t, freezefs, "-q", point)
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("not thawed")
+		}
+	}
+	if took := time.Since(began); took < time.Second || took > 2500*time.Millisecond {
+		t.Errorf("thawed after %v", took)
+	}
+}
+
+func TestGuardKilled(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	_, out, _ := call(t, freezefs, "--json", point)
+	var s freezer.State
+	if err := json.Unmarshal([]byte(out), &s); err != nil || s.Guard == 0 {
+		t.Fatalf("%q: %v", out, err)
+	}
+	if s.Left < 55*time.Second || s.Left > time.Minute {
+		t.Errorf("%v is left", s.Left)
+	}
+	_ = syscall.Kill(s.Guard, syscall.SIGKILL)
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		code, out, _ := call(t, freezefs, "-q", point)
+		if code == 1 && strings.Contains(out, "was killed; thawfs thaws it") {
+			break
+		}
+		if code != 1 || time.Now().After(until) {
+			t.Fatalf("status %d, %q", code, out)
+		}
+	}
+	must(t, thawfs, point)
+	var states []freezer.FSState
+	code, out, _ := call(t, freezefs, "-q", "--json", point)
+	if err := json.Unmarshal([]byte(out), &states); err != nil || code != 0 || len(states) != 1 || states[0].Frozen {
+		t.Errorf("status %d, %q: %v", code, out, err)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	freezefs, thawfs := programs()
+	for _, c := range []struct {
+		code int
+		said string
+		argv []string
+	}{
+		{0, "Examples:", []string{freezefs, "--help"}},
+		{0, "Examples:", []string{thawfs, "--help"}},
+		{0, "Version: ", []string{freezefs, "--version"}},
+		{0, "Version: ", []string{thawfs, "--version"}},
+		{64, "no file system specified", []string{freezefs}},
+		{64, "no file system specified", []string{thawfs}},
+		{64, "--timeout soon", []string{freezefs, "-t", "soon", "/x"}},
+		{64, "--timeout 3000000000", []string{freezefs, "-t", "3000000000", "/x"}},
+		{64, "exclude each other", []string{freezefs, "-q", "--dry-run", "/x"}},
+		{64, "--nonsense", []string{freezefs, "--nonsense", "/x"}},
+		{64, "--nonsense", []string{thawfs, "--nonsense", "/x"}},
+	} {
+		code, out, errs := call(t, c.argv...)
+		if code != c.code || !strings.Contains(out+errs, c.said) {
+			t.Errorf("%v: status %d, want %d; %q", c.argv, code, c.code, out+errs)
+		}
+		for line := range strings.Lines(out + errs) {
+			if len(line) > 101 {
+				t.Errorf("%v: the line is too long: %q", c.argv, line)
+			}
+		}
+	}
+}
+
+func TestNotRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to become nobody")
+	}
+	freezefs, thawfs := programs()
+	for _, argv := range [][]string{{freezefs, "/x"}, {freezefs, "-q", "/"}, {freezefs, "--dry-run", "/"}, {thawfs, "/"}} {
+		program, err := os.Open(argv[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var errs bytes.Buffer
+		cmd := exec.Command("/proc/self/fd/3", argv[1:]...) // nobody may enter its directory
+		cmd.ExtraFiles = []*os.File{program}
+		cmd.Stderr = &errs
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		err = cmd.Run()
+		_ = program.Close()
+		if cmd.ProcessState.ExitCode() != 77 || !strings.Contains(errs.String(), "only root may") {
+			t.Errorf("%v: %v, %q", argv, err, errs.String())
+		}
+	}
+}

@@ -1,0 +1,273 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The errors of file systems, those of freezefs(2) of Tru64 UNIX. The one for who is
+// not root is ErrPermission.
+var (
+	// ErrNotSupported is returned when a file system cannot be frozen.
+	ErrNotSupported = errors.New("the file system does not support freezing")
+	// ErrNotMounted is returned when no file system is mounted at a path.
+	ErrNotMounted = errors.New("not a mount point")
+	// ErrNoMemory is returned when the kernel has no memory for it.
+	ErrNoMemory = errors.New("not enough memory")
+	// ErrAlreadyFrozen is returned when a file system is frozen already, by whomever.
+	ErrAlreadyFrozen = errors.New("already frozen")
+	// ErrNotFrozen is returned when there is nothing to thaw.
+	ErrNotFrozen = errors.New("not frozen")
+	// ErrOption is returned for flags and times that there are not.
+	ErrOption = errors.New("option not supported")
+	// ErrProtected is returned for the file systems that must not be frozen: those of
+	// /, /usr, /var, /run and /tmp, of swap files, and of data that whoever is to thaw
+	// them needs.
+	ErrProtected = errors.New("it must not be frozen")
+	// ErrUnknown is returned when nobody can tell whether a file system is frozen.
+	ErrUnknown = errors.New("it cannot be known whether it is frozen")
+)
+
+// FSFlags say what [FS] does.
+type FSFlags uint
+
+// Exactly one of them is given.
+const (
+	FSQuery FSFlags = 1 << iota
+	FSFreeze
+	FSThaw
+)
+
+// maxSeconds bounds the seconds of a freeze: thirty years.
+const maxSeconds = 1_000_000_000
+
+// FS does what freezefs(2) of Tru64 UNIX does: it freezes or thaws the file system that
+// is mounted at a directory, or says whether it is frozen. timeout, in seconds, is for
+// FSFreeze alone: 0 means [DefaultFSTimeout], less than 0 for ever. See [FreezeFS],
+// [ThawFS] and [QueryFS].
+func FS(ctx context.Context, mount string, flags FSFlags, timeout int) (frozen bool, err error) {
+	switch flags {
+	case FSQuery:
+		s, err := QueryFS(mount)
+		return s.Frozen, err
+	case FSFreeze:
+		if timeout > maxSeconds {
+			return false, fmt.Errorf("%w: a timeout of %d seconds", ErrOption, timeout)
+		}
+		_, err := FreezeFS(ctx, mount, time.Duration(max(timeout, -1))*time.Second)
+		return err == nil, err
+	case FSThaw:
+		return false, ThawFS(ctx, mount)
+	}
+	return false, fmt.Errorf("%w: flags %#x", ErrOption, uint(flags))
+}
+
+// timeoutVariable sets the seconds of [DefaultFSTimeout] in the environment.
+const timeoutVariable = "FREEZEFS_DEFAULT_TIMEOUT"
+
+// DefaultFSTimeout is how long a file system stays frozen by [FreezeFS] when nothing
+// is said: the seconds in the environment's FREEZEFS_DEFAULT_TIMEOUT, less than 0 for
+// ever, else [DefaultTimeout].
+func DefaultFSTimeout() (time.Duration, error) {
+	text := os.Getenv(timeoutVariable)
+	if text == "" {
+		return DefaultTimeout, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n > maxSeconds {
+		return 0, fmt.Errorf("%w: %s=%q is no number of seconds", ErrOption, timeoutVariable, text)
+	}
+	if n == 0 {
+		return DefaultTimeout, nil
+	}
+	return time.Duration(max(n, -1)) * time.Second, nil
+}
+
+// FreezeFS freezes the file system that is mounted at a directory, with all its
+// other mounts and subvolumes, and returns when it is frozen. It stays so, whoever
+// ends, until [ThawFS] or for so long: 0 is [DefaultFSTimeout], less than 0 for ever.
+// For a freeze that ends with its requester, and for several file systems as one, give
+// [FileSystem] targets to a guard.
+func FreezeFS(ctx context.Context, mount string, timeout time.Duration) (State, error) {
+	if timeout == 0 {
+		var err error
+		if timeout, err = DefaultFSTimeout(); err != nil {
+			return State{}, err
+		}
+	}
+	o := Order{Targets: []Target{FileSystem(mount)}, Timeout: timeout, Detach: true}
+	if err := o.Validate(); err != nil {
+		return State{}, err
+	}
+	g, err := Start(ctx, "")
+	if err != nil {
+		return State{}, err
+	}
+	defer g.Close()
+	if _, err := g.Freeze(ctx, o); err != nil {
+		return State{}, err
+	}
+	return g.State()
+}
+
+// ThawFS thaws the file system that is mounted at a directory. If a guard holds it, the
+// guard ends, and thaws all that it has frozen with it; what a killed guard has left is
+// thawed as by [Recover]; and so is what somebody else has frozen, as with fsfreeze(8).
+func ThawFS(ctx context.Context, mount string) error {
+	if os.Geteuid() != 0 {
+		return ErrPermission
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	f, err := openFS(mounts, mount)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	ours, err := f.dismiss(ctx)
+	if err != nil {
+		return err
+	}
+	err = f.ioctl(fithaw)
+	if errors.Is(err, unix.EINVAL) {
+		if err = nil; !ours {
+			err = fmt.Errorf("%s: %w", mount, ErrNotFrozen)
+		}
+	}
+	return err
+}
+
+// dismiss ends all guards that hold a file system, and does the work of those that
+// were killed. It says whether there was one.
+func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
+	for until := time.Now().Add(guardPatience); ; time.Sleep(lockPause) {
+		ours, err := holders(Dir(), f)
+		if err != nil || len(ours) == 0 {
+			return found, err
+		}
+		if time.Now().After(until) {
+			return true, fmt.Errorf("guard %d does not let go of %s", ours[0].Guard.pid, f.path)
+		}
+		found = true
+		if slices.ContainsFunc(ours, func(h holder) bool { return h.lost }) {
+			if _, err := Recover(""); err != nil {
+				return true, err
+			}
+			continue
+		}
+		g, err := Adopt("", ours[0].ID)
+		switch {
+		case errors.Is(err, ErrThawed), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+			continue // it has ended meanwhile
+		case err != nil:
+			return true, err
+		}
+		stop := context.AfterFunc(ctx, g.Close)
+		err = g.Thaw()
+		if !stop() {
+			return true, context.Cause(ctx)
+		}
+		if err != nil && !errors.Is(err, ErrThawed) && !errors.Is(err, ErrDeadline) && !errors.Is(err, ErrGuardLost) {
+			return true, err
+		}
+	}
+}
+
+// FSState says whether a file system is frozen, and who has done it.
+type FSState struct {
+	Mount  string `json:"mount"`
+	Type   string `json:"type"`
+	Source string `json:"source"`
+	Frozen bool   `json:"frozen"`
+	// By is the freeze of a guard. Without it somebody else has frozen it.
+	By *State `json:"by,omitempty"`
+	// Lost says that this guard was killed: [Recover] and [ThawFS] thaw.
+	Lost bool `json:"lost,omitempty"`
+}
+
+// QueryFS says whether the file system is frozen that is mounted at a directory, and
+// changes nothing. Of ext2, ext3, ext4, xfs and btrfs the kernel tells; of others it is
+// known only if a guard has frozen it, and the error is [ErrUnknown] if none has, or
+// [ErrNotSupported] if nobody can.
+func QueryFS(mount string) (FSState, error) {
+	if os.Geteuid() != 0 {
+		return FSState{}, ErrPermission
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return FSState{}, err
+	}
+	f, err := openFS(mounts, mount)
+	if err != nil {
+		return FSState{}, err
+	}
+	defer f.close()
+	return f.query(Dir())
+}
+
+func (f *fileSystem) query(dir string) (FSState, error) {
+	s := FSState{Mount: f.path, Type: f.fstype, Source: f.source}
+	ours, err := holders(dir, f)
+	if err != nil {
+		return s, err
+	}
+	// What a journal says is not asked of the kernel again: it would have to wait for
+	// a freeze that has begun.
+	if len(ours) > 0 {
+		by := ours[0].state()
+		s.By, s.Lost, s.Frozen = &by, ours[0].lost, true
+		if !s.Lost {
+			return s, nil
+		}
+	}
+	frozen, err := f.probe()
+	switch {
+	case errors.Is(err, ErrUnknown) && s.Frozen:
+	case err != nil:
+		return s, fmt.Errorf("%s: %w", f.path, err)
+	case !frozen:
+		s.Frozen, s.By, s.Lost = false, nil, false
+	default:
+		s.Frozen = true
+	}
+	return s, nil
+}
+
+// SurveyFS says in which order the file systems of an order would be frozen, and in
+// what state they are, and changes nothing. The error is the one that the freeze
+// would have, as far as it is known before.
+func SurveyFS(o Order) ([]FSState, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, ErrPermission
+	}
+	h := fsHolding{targets: o.Targets}
+	defer h.release()
+	if err := h.open(&host{order: &o}); err != nil {
+		return nil, err
+	}
+	var all []FSState
+	for _, f := range h.systems {
+		s, err := f.query(Dir())
+		switch {
+		case errors.Is(err, ErrUnknown):
+		case err != nil:
+			return nil, err
+		case s.Frozen:
+			return nil, fmt.Errorf("%s: %w", f.path, ErrAlreadyFrozen)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}

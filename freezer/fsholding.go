@@ -1,0 +1,236 @@
+package freezer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// From the kernel's include/uapi/linux/fs.h, where the argument is called int and is
+// not looked at.
+const (
+	fifreeze = 0xC0045877
+	fithaw   = 0xC0045878
+)
+
+// fileSystem is a file system, whatever number of mounts it has, by one of them.
+type fileSystem struct {
+	*mount
+	path   string // as it was asked for
+	age    int    // of its first mount
+	fd     int    // of the directory; as long as it is open nobody can unmount it
+	frozen bool   // by us
+}
+
+// openFS opens what is mounted at a path.
+func openFS(mounts []mount, path string) (*fileSystem, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	switch {
+	case err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP || err == unix.ENAMETOOLONG:
+		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotMounted, err)
+	case err != nil:
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	f := &fileSystem{path: path, fd: fd}
+	root := false
+	f.mount, f.age, root, err = find(mounts, fd)
+	if err == nil && !root {
+		err = ErrNotMounted
+	}
+	if err != nil {
+		f.close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
+}
+
+func (f *fileSystem) close() {
+	if f.fd >= 0 {
+		_ = unix.Close(f.fd)
+		f.fd = -1
+	}
+}
+
+// ioctl freezes or thaws. It may take as long as the disk.
+func (f *fileSystem) ioctl(request uint) error {
+	err := freezeIoctl(f.fd, request)
+	switch {
+	case err == nil:
+		return nil
+	case err == unix.EBUSY:
+		err = ErrAlreadyFrozen
+	case err == unix.EOPNOTSUPP || err == unix.ENOTTY:
+		err = fmt.Errorf("%w: %s", ErrNotSupported, f.fstype)
+	case err == unix.ENOMEM:
+		err = ErrNoMemory
+	case err == unix.EPERM:
+		err = ErrPermission
+	}
+	return fmt.Errorf("%s: %w", f.path, err)
+}
+
+func freezeIoctl(fd int, request uint) error {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), 0)
+		if errno == 0 {
+			return nil
+		}
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
+}
+
+func (f *fileSystem) entry() entry {
+	return entry{kind: entryFS, inode: f.dev, path: f.path, source: f.describe()}
+}
+
+// fsHolding holds all targets of an order that are file systems.
+type fsHolding struct {
+	targets []Target
+	systems []*fileSystem // in the order in which they are frozen
+}
+
+func (h *fsHolding) open(at *host) error {
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	never, err := protected(mounts, at.order.Protect)
+	if err != nil {
+		return err
+	}
+	for _, t := range h.targets {
+		if t.Kind != KindFileSystem {
+			continue
+		}
+		f, err := openFS(mounts, t.Path)
+		if err != nil {
+			return err
+		}
+		why, vital := never[f.dev]
+		held := slices.IndexFunc(at.others, func(r record) bool { return slices.ContainsFunc(r.entries, f.is) })
+		twice := slices.ContainsFunc(h.systems, func(s *fileSystem) bool { return s.dev == f.dev })
+		if vital || held >= 0 || twice {
+			f.close()
+		}
+		switch {
+		case vital:
+			return fmt.Errorf("%s: %w: %s is on it", t.Path, ErrProtected, why)
+		case held >= 0:
+			return fmt.Errorf("%s: %w by guard %d", t.Path, ErrAlreadyFrozen, at.others[held].Guard.pid)
+		case !twice:
+			h.systems = append(h.systems, f)
+		}
+	}
+	// What is kept in a file system, as an image, is mounted after it, and writes to it
+	// when it is frozen.
+	slices.SortStableFunc(h.systems, func(a, b *fileSystem) int { return cmp.Compare(b.age, a.age) })
+	return nil
+}
+
+// is says whether an entry is for this file system.
+func (f *fileSystem) is(e entry) bool {
+	return e.kind == entryFS && e.inode == f.dev && e.source == f.describe()
+}
+
+func (h *fsHolding) freeze(ctx context.Context, note func(...entry) error, r *Report) error {
+	// What is written now is not written while everybody waits.
+	for _, f := range h.systems {
+		done := make(chan error, 1)
+		fd := f.fd
+		go func() { done <- unix.Syncfs(fd) }()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx) // the guard ends, and with it the goroutine
+		case err := <-done:
+			if err != nil {
+				return fmt.Errorf("write %s to disk: %w", f.path, err)
+			}
+		}
+	}
+	for _, f := range h.systems {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := note(f.entry()); err != nil {
+			return err
+		}
+		// This cannot be broken off, and until it has ended FITHAW is refused by the
+		// kernel; so there is nothing to do about a deadline but to wait for it.
+		// Everybody who waits for the file system waits for the same disk.
+		if err := f.ioctl(fifreeze); err != nil {
+			return err
+		}
+		f.frozen = true
+		r.FileSystems = append(r.FileSystems, f.path)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// A thaw must not be killed on btrfs: it reads its super block again, gives up when a
+// SIGKILL is pending, and takes that for damage: the file system is thawed, but
+// read-only until it is mounted anew. Nobody kills a guard that thaws without meaning
+// it.
+//
+// thaw closes what it has thawed: whoever is told of it may want to unmount it.
+func (h *fsHolding) thaw() error {
+	var failed error
+	for _, f := range slices.Backward(h.systems) {
+		if f.frozen {
+			// EINVAL: somebody else has thawed it.
+			if err := f.ioctl(fithaw); err != nil && !errors.Is(err, unix.EINVAL) {
+				failed = errors.Join(failed, err)
+				continue
+			}
+			f.frozen = false
+		}
+		f.close()
+	}
+	return failed
+}
+
+func (h *fsHolding) release() {
+	for _, f := range h.systems {
+		f.close()
+	}
+}
+
+// holder is a journal that has a file system.
+type holder struct {
+	record
+	lost bool // its guard was killed
+}
+
+// holders finds the journals in a directory that have a file system.
+func holders(dir string, f *fileSystem) ([]holder, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*"+journalEnd))
+	if err != nil {
+		return nil, err
+	}
+	var found []holder
+	for _, path := range paths {
+		file, err := os.Open(path)
+		if err != nil {
+			continue // it has been removed
+		}
+		// A guard that lives has the lock, and one that asks must not have it alone:
+		// somebody may be asking for it to recover.
+		err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		rec, rerr := readRecord(file)
+		_ = file.Close()
+		if (rerr == nil || errors.Is(rerr, errJournal)) && rec.Boot == bootID() && rec.PIDNS == pidNamespace() && slices.ContainsFunc(rec.entries, f.is) {
+			found = append(found, holder{rec, err == nil})
+		}
+	}
+	return found, nil
+}
