@@ -51,7 +51,7 @@ func newAudit(events []history.Event, last uint64) *audit {
 			a.missing++
 		}
 	}
-	a.complete = a.missing == 0
+	a.complete = last > 0 && a.missing == 0 // with no last one, nothing is known of what was given out
 	return a
 }
 

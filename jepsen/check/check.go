@@ -98,6 +98,9 @@ func All(in Input) []Result {
 			results[i].Problems = []string{"there was nothing to look at"}
 		}
 	}
+	if r := work(in); r.Check != "" {
+		results = append(results, r)
+	}
 	if in.End.Workload == "set" || in.End.Workload == "fenced" {
 		results = append(results, set(in, pairs))
 	}
@@ -105,6 +108,33 @@ func All(in Input) []Result {
 		results = append(results, linearizable(in, pairs, a))
 	}
 	return results
+}
+
+// work sees to it that what the workload is for has happened at all.
+func work(in Input) Result {
+	var is func(history.Op) bool
+	switch in.End.Workload {
+	case "set", "fenced":
+		is = func(op history.Op) bool { return op.F == history.Write && op.Type == history.OK }
+	case "autounlock", "faraway":
+		is = func(op history.Op) bool { return op.F == history.Death }
+	case "break":
+		is = func(op history.Op) bool { return op.F == history.Break && op.Type == history.OK }
+	case "timeout":
+		is = func(op history.Op) bool { return op.F == history.Lost }
+	default:
+		return Result{}
+	}
+	r := Result{Check: "the workload did what it is for", Verdict: Pass}
+	for _, op := range in.Ops {
+		if is(op) {
+			r.Looked++
+		}
+	}
+	if r.Looked == 0 {
+		r.Verdict, r.Problems = Undecided, []string{"there was nothing to look at"}
+	}
+	return r
 }
 
 // Overall is fail if any check failed, else undecided if any is.

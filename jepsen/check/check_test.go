@@ -103,8 +103,9 @@ func TestEachCheckCanFail(t *testing.T) {
 		},
 		"what was told was done": func(s *script) {
 			s.get(0, "a", 1)
-			s.events = nil
-			s.end.Fence = 0
+			s.put(0, "a", 1)
+			s.op(0, history.Invoke, history.Acquire, "l", "a", 0)
+			s.op(0, history.OK, history.Acquire, "l", "a", 9)
 		},
 		"first come, first served": func(s *script) {
 			for _, ticket := range []uint64{1, 2} {
@@ -221,6 +222,19 @@ func TestUnseenEnd(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestEndedByNobody: where holds may end by themselves, not each end is excused.
+func TestEndedByNobody(t *testing.T) {
+	for _, cause := range []string{"broken", "owner"} {
+		s := tell()
+		s.end.Loses = true
+		s.get(0, "a", 1)
+		s.event("released", "l", "a", 1, cause)
+		if v := verdictOf(t, s, "no hold is lost"); v != Fail {
+			t.Errorf("%s by nobody: %s", cause, v)
+		}
 	}
 }
 

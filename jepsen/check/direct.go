@@ -189,12 +189,13 @@ func exclusion(in Input, pairs []history.Pair) Result {
 func losses(in Input, pairs []history.Pair, a *audit) Result {
 	r := Result{Check: "no hold is lost", Verdict: Pass}
 	died := deaths(in.Ops)
+	wanted := asked(in.Ops)
 	for _, p := range pairs {
 		switch {
 		case granted(p):
 			r.Looked++
 			e, ok := a.ends[p.Return.Fence]
-			if why := early(in.End, p, e, died); ok && why != "" {
+			if why := early(in.End, p, e, died, wanted); ok && why != "" {
 				r.problem(p.Return.Index, "the hold of %s (op %d, fence %d) was ended by cause %s at %v, %s", p.Call.Owner, p.Return.Index, p.Return.Fence, e.Cause, e.Time, why)
 			}
 		case !in.End.Loses && p.Call.F == history.Release && p.Type() == history.Fail:
@@ -210,8 +211,16 @@ func losses(in Input, pairs []history.Pair, a *audit) Result {
 }
 
 // early says why a hold that was granted may not have ended as the servers say.
-func early(end End, p history.Pair, e history.Event, died map[string]time.Duration) string {
+func early(end End, p history.Pair, e history.Event, died map[string]time.Duration, wanted map[want]time.Duration) string {
 	switch e.Cause {
+	case "owner":
+		if t, ok := wanted[want{history.Release, p.Call.Owner, p.Return.Fence}]; !ok || e.Time < t {
+			return "and its owner had not released it"
+		}
+	case "broken":
+		if t, ok := wanted[want{history.Break, e.By, 0}]; !ok || e.Time < t {
+			return fmt.Sprintf("by %q, who had not asked for it", e.By)
+		}
 	case "limit":
 		if p.Call.Limit == 0 {
 			return "and it had none"
@@ -234,6 +243,35 @@ func early(end End, p history.Pair, e history.Event, died map[string]time.Durati
 		return "and its client had been told that it had it"
 	}
 	return ""
+}
+
+// want is who has asked for the end of a hold: its owner by its fence, or a breaker.
+type want struct {
+	f     string
+	who   string
+	fence uint64
+}
+
+// asked is when each end was first asked for.
+func asked(ops []history.Op) map[want]time.Duration {
+	first := map[want]time.Duration{}
+	for _, op := range ops {
+		var w want
+		switch {
+		case op.Type != history.Invoke:
+			continue
+		case op.F == history.Release:
+			w = want{op.F, op.Owner, op.Fence}
+		case op.F == history.Break:
+			w = want{f: op.F, who: op.Value}
+		default:
+			continue
+		}
+		if _, ok := first[w]; !ok {
+			first[w] = op.Time
+		}
+	}
+	return first
 }
 
 func deaths(ops []history.Op) map[string]time.Duration {

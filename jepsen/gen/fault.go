@@ -21,6 +21,22 @@ type Rhythm struct {
 	Longest       time.Duration `json:"longest"`
 	ShortestPause time.Duration `json:"shortest_pause"`
 	LongestPause  time.Duration `json:"longest_pause"`
+	// Whole lets every kind come up at least once, in shorter faults and pauses if
+	// there is not the time for others.
+	Whole bool `json:"whole,omitempty"`
+}
+
+// within shortens the rhythm so that n faults fit into total.
+func (r Rhythm) within(total time.Duration, n int) Rhythm {
+	need := time.Duration(n)*(r.Longest+r.LongestPause) + r.LongestPause
+	if !r.Whole || need <= total {
+		return r
+	}
+	share := float64(total) / float64(need)
+	for _, d := range []*time.Duration{&r.Shortest, &r.Longest, &r.ShortestPause, &r.LongestPause} {
+		*d = time.Duration(float64(*d) * share)
+	}
+	return r
 }
 
 // DefaultRhythm has a fault about every five seconds. A cluster needs up to two of
@@ -35,6 +51,7 @@ var DefaultRhythm = Rhythm{
 var Brisk = Rhythm{
 	Shortest: 300 * time.Millisecond, Longest: 3 * time.Second,
 	ShortestPause: 500 * time.Millisecond, LongestPause: 2 * time.Second,
+	Whole: true,
 }
 
 // Schedule spreads faults of the kinds over total, one after the other. All kinds
@@ -44,6 +61,7 @@ func Schedule(seed uint64, kinds []string, total time.Duration, r Rhythm) []Faul
 		return nil
 	}
 	rng := rand.New(rand.NewPCG(seed, 0xfa))
+	r = r.within(total, len(kinds))
 	var faults []Fault
 	var deck []string
 	for at := between(rng, r.ShortestPause, r.LongestPause); ; {

@@ -32,6 +32,19 @@ func TestScheduleIsTheSeeds(t *testing.T) {
 	}
 }
 
+func TestABriefRunHasAllKinds(t *testing.T) {
+	kinds := []string{"kill", "pause", "partition"}
+	for seed := range uint64(1000) {
+		seen := map[string]bool{}
+		for _, f := range Schedule(seed, kinds, 7*time.Second, Brisk) {
+			seen[f.Kind] = true
+		}
+		if len(seen) != len(kinds) {
+			t.Fatalf("seed %d: only %v", seed, seen)
+		}
+	}
+}
+
 func TestNoKindsNoFaults(t *testing.T) {
 	if f := Schedule(1, nil, time.Minute, DefaultRhythm); f != nil {
 		t.Errorf("got %v", f)

@@ -1,5 +1,20 @@
 package overlay
 
+import (
+	"bytes"
+	"fmt"
+	"os"
+)
+
+// HasClock says whether a program was built with Clock: it names the variable then.
+func HasClock(path string) (bool, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return false, fmt.Errorf("look for a clock in a program: %w", err)
+	}
+	return bytes.Contains(b, []byte("JX_CLOCK")), nil
+}
+
 // Clock gives a program a clock of its own that can be set while it runs: its wall
 // clock gets an offset, and the monotonic clock, with all timers, another rate. The
 // program reads both from the file named by JX_CLOCK, "RATE OFFSET", for example

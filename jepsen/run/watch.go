@@ -157,5 +157,5 @@ func (m Summary) String() string {
 	return fmt.Sprintf("%d runs of %v in all, %d passed; %d operations (%d ok, %d fail, %d info), %d faults, "+
 		"%d leader changes, %d power losses, %d membership changes, %d snapshots sent",
 		m.Runs, m.Time, m.Passed, m.Ops, m.Outcomes["ok"], m.Outcomes["fail"], m.Outcomes["info"], faults,
-		m.Leaders, m.Faults["power"]+m.Faults["powerall"], m.Faults["member"], m.Installs)
+		m.Leaders, m.Faults["power"]+m.Faults["powerall"], m.Faults["member"]+m.Faults["replace"], m.Installs)
 }

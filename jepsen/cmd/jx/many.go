@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -216,9 +217,13 @@ func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool
 			break
 		}
 	}
-	fmt.Fprintf(out, "%v; faults %v: %s\n", sum, sum.Faults, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return exitHarness, errInterrupted
+	}
 	if sum.Runs == 0 {
+		fmt.Fprintf(out, "none of %d runs was begun: undecided\n", len(jobs))
 		return exitUndecided, nil
 	}
+	fmt.Fprintf(out, "%d planned; %v; faults %v: %s\n", len(jobs), sum, sum.Faults, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
 	return worst, nil
 }

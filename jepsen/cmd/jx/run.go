@@ -63,7 +63,7 @@ func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
 	default:
 		return exitUsage, usageError{fmt.Errorf("--retries %s: on or off", *retries)}
 	}
-	o.Clocks = o.Binary != "" || slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock)
+	o.Clocks = slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock)
 	if err := o.Validate(); err != nil {
 		return exitUsage, usageError{err}
 	}
@@ -93,6 +93,13 @@ func (o *options) prepare(ctx context.Context) error {
 	if _, err := os.Stat(o.Pidstatd); o.Far() && err != nil {
 		if o.Pidstatd, err = build(ctx, filepath.Join(o.root, "bin"), "pidstatd", "pidstatd", nil, false); err != nil {
 			return err
+		}
+	}
+	if slices.ContainsFunc(o.Nemesis, nemesis.NeedsClock) {
+		if has, err := overlay.HasClock(o.Binary); err != nil {
+			return err
+		} else if !has {
+			return fmt.Errorf("%s has no clock that can be set, and %v need one: leave them out, or --lockerd", o.Binary, o.Nemesis)
 		}
 	}
 	o.Commit = commit(ctx)
