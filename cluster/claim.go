@@ -37,9 +37,8 @@ func (n *Node) Acquire(ctx context.Context, a fsm.Acquire, notify func(fsm.Event
 	res, err := n.submit(ctx, a, c)
 	if err != nil {
 		c.Cancel()
-		return nil, res, err
 	}
-	return c, res, nil
+	return c, res, err
 }
 
 // Attach proves that the owner of a hold lives, and has news of that hold come to

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -73,7 +74,8 @@ func TestWireOverCluster(t *testing.T) {
 	}
 }
 
-// TestCancelIsAnsweredWhenItIsDone: who has been told that a LOCK is cancelled finds
+// TestCancelIsAnsweredWhenItIsDone: who has been told that a LOCK is cancelled, or that
+// it took longer than the client wanted to wait, finds
 // it in no queue, at whatever node.
 func TestCancelIsAnsweredWhenItIsDone(t *testing.T) {
 	f := newFarm(t, 3)
@@ -82,7 +84,7 @@ func TestCancelIsAnsweredWhenItIsDone(t *testing.T) {
 	if res := f.nodes[0].mustAcquire(t, fsm.Acquire{Owner: "amy", Locks: []string{"a"}}, func(fsm.Event) {}); res.Code != fsm.Granted {
 		t.Fatalf("%+v", res)
 	}
-	for i := range 12 {
+	for i := range 24 {
 		conn, err := net.Dial("tcp", addrs[i%3])
 		must(t, err)
 		defer conn.Close()
@@ -95,12 +97,19 @@ func TestCancelIsAnsweredWhenItIsDone(t *testing.T) {
 				must(t, err)
 			}
 		}
-		_, err = io.WriteString(conn, "proto 2\nuser bob\nlocks a\nblock 1\nLOCK\n\n")
-		must(t, err)
-		until("print_waiting")
-		_, err = io.WriteString(conn, "CANCEL\n\n")
-		must(t, err)
-		until("error cancelled")
+		if i%2 == 0 {
+			_, err = io.WriteString(conn, "proto 2\nuser bob\nlocks a\nblock 1\nLOCK\n\n")
+			must(t, err)
+			until("print_waiting")
+			_, err = io.WriteString(conn, "CANCEL\n\n")
+			must(t, err)
+			until("error cancelled")
+		} else {
+			// The limit may end before the request has been answered, and after.
+			_, err = fmt.Fprintf(conn, "proto 2\nuser bob\nlocks a\nblock 1\nwait 0.0%02d\nLOCK\n\n", i)
+			must(t, err)
+			until("error timeout")
+		}
 		for _, n := range f.nodes {
 			if q := (tableOf{t, n}).queueLen("a"); q != 0 {
 				t.Fatalf("try %d: %d in the queue, by %s", i, q, n.Name())

@@ -117,7 +117,7 @@ func (n *fakeNode) Acquire(ctx context.Context, a fsm.Acquire, notify func(fsm.E
 		select {
 		case <-stall:
 		case <-ctx.Done():
-			return nil, fsm.Result{}, ctx.Err()
+			return &fakeClaim{n: n, notify: notify}, fsm.Result{}, ctx.Err()
 		}
 	}
 	c := &fakeClaim{n: n, notify: notify}

@@ -20,7 +20,7 @@ import (
 // takes to commit.
 const slowLock = time.Second
 
-// cancelWait is how long the answer to CANCEL may wait for the cluster: who has it
+// cancelWait is how long the answer to who gives up may wait for the cluster: who has it
 // finds nothing of the request in the table any more, as a rule. Clients wait a
 // second for it.
 const cancelWait = 750 * time.Millisecond
@@ -107,10 +107,13 @@ func (s *session) acquire(h *sessionHold) (fsm.Result, error) {
 	}
 	cause := context.Cause(ctx)
 	if err != nil {
-		if cause != nil {
-			return res, cause
+		if cause == nil {
+			return res, err
 		}
-		return res, err
+		if !errors.Is(cause, errHungUp) {
+			s.withdraw(claim) // which has begun: who is told that it is given up takes it for done
+		}
+		return res, cause
 	}
 	h.claim = claim
 	switch {
@@ -124,7 +127,8 @@ func (s *session) acquire(h *sessionHold) (fsm.Result, error) {
 	return res, nil
 }
 
-// withdraw undoes a request because its client has said CANCEL.
+// withdraw undoes a request that its client has given up, by CANCEL or because the
+// time is over that it wanted to wait.
 func (s *session) withdraw(c sessionClaim) {
 	ctx, cancel := context.WithTimeout(s.ctx, cancelWait)
 	defer cancel()
@@ -200,7 +204,7 @@ func (s *session) await(h *sessionHold) bool {
 			left = true
 		}
 		if !s.waitEnd.IsZero() && !time.Now().Before(s.waitEnd) {
-			h.claim.Cancel()
+			s.withdraw(h.claim)
 			return s.refuse(tooSlow(h))
 		}
 		if s.proto >= 2 && s.in.TakeCancel() {

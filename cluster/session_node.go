@@ -10,11 +10,7 @@ import (
 type nodeForSessions struct{ *Node }
 
 func (n nodeForSessions) Acquire(ctx context.Context, a fsm.Acquire, notify func(fsm.Event)) (sessionClaim, fsm.Result, error) {
-	c, res, err := n.Node.Acquire(ctx, a, notify)
-	if err != nil {
-		return nil, res, err
-	}
-	return c, res, nil
+	return n.Node.Acquire(ctx, a, notify)
 }
 
 func (n nodeForSessions) Attach(ctx context.Context, owner string, fence fsm.Fence, notify func(fsm.Event)) (sessionClaim, fsm.Result, error) {

@@ -17,6 +17,7 @@ func TestRegressions(t *testing.T) {
 		"false-death":   "no hold is lost",
 		"follower-read": check.Linearizable,
 		"ghost-place":   "nothing is left behind",
+		"given-up":      "nothing is left behind",
 		"last-come":     "first come, first served",
 		"lost-release":  "no hold is lost",
 		"late-lock":     "nothing is left behind",
