@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"context"
+	"encoding/binary"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -46,6 +48,31 @@ func (n *Node) attend(ctx context.Context, o *office, before fsm.Incarnation) {
 			if _, err := o.do(ctx, c); err != nil {
 				break // the office ends
 			}
+		}
+		n.tellGivenUp()
+	}
+}
+
+// tellGivenUp tells the nodes in touch whose incarnations the table knows no more: they
+// came back just as they were given up. Incarnations come from the table, and this
+// leader has applied what gave them, so one that is missing is over.
+func (n *Node) tellGivenUp() {
+	n.peers.mu.Lock()
+	by := maps.Clone(n.peers.by) // before the table is looked at: who joins in between is in it
+	n.peers.mu.Unlock()
+	own := n.ledger.incarnation()
+	known := make(map[fsm.Incarnation]bool)
+	n.replica.view(func(m *fsm.Machine) {
+		for _, node := range m.Nodes() {
+			known[node.Incarnation] = true
+		}
+	})
+	if !known[own] {
+		n.ledger.givenUp(own)
+	}
+	for inc, p := range by {
+		if !known[inc] {
+			p.out.send(frameGivenUp, binary.AppendUvarint(nil, uint64(inc)))
 		}
 	}
 }

@@ -289,6 +289,18 @@ func (l *ledger) joined(res fsm.Result) {
 	l.number()
 }
 
+// givenUp notes that the cluster has given an incarnation up. A node that is idle would
+// hear of that only when it is too late for its next client to be served at once.
+func (l *ledger) givenUp(inc fsm.Incarnation) {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if inc != 0 && inc == l.node {
+		l.rejoin()
+	}
+}
+
 // rejoin begins a new incarnation because the cluster has given the present one
 // up: it had not heard of this node for too long, and has withdrawn the waits that
 // came in by it. Whatever is open is asked again. Clients that wait or hold may

@@ -282,6 +282,12 @@ func (l *link) handle(kind byte, b []byte) error {
 		return l.reply(b)
 	case frameWhich:
 		return l.tell(b)
+	case frameGivenUp:
+		inc, _, err := uvarint(b)
+		if err != nil {
+			return err
+		}
+		l.node.ledger.givenUp(fsm.Incarnation(inc))
 	case frameRemoved:
 		l.node.toldRemoved(string(b))
 	}

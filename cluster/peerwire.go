@@ -29,6 +29,7 @@ const (
 	frameEvents  = 'e' // events that concern the node's clients
 	frameReply   = 'y' // id, status, payload
 	frameRemoved = 'x' // the node was removed from the cluster whose id this is
+	frameGivenUp = 'g' // an incarnation that the table knows no more
 	frameWhich   = 'q' // id, []fsm.Fence as JSON: which of them are anchored at the agent?
 )
 

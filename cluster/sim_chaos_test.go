@@ -324,15 +324,6 @@ func (c *chaos) settle() {
 	defer cancel()
 	c.sweep(ctx)
 	time.Sleep(30 * time.Second) // for incarnations to be given up, and all to come to rest
-	// Who was given up just as it came back does not know of it before its next request.
-	c.mu.Lock()
-	alive := maps.Clone(c.alive)
-	c.mu.Unlock()
-	for id, n := range alive {
-		if _, err := n.Submit(ctx, fsm.Release{Owner: "nobody", Locks: []string{"nothing"}}); err != nil {
-			c.check.fail("%s cannot make a request: %v", id, err)
-		}
-	}
 	c.converge()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -324,6 +324,32 @@ func TestAWatcherHearsOfASnapshot(t *testing.T) {
 	})
 }
 
+// TestAnIdleNodeThatWasGivenUpJoinsAgain: nobody makes a request by it meanwhile.
+func TestAnIdleNodeThatWasGivenUpJoinsAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 3)
+		defer s.close()
+		leader := s.leader()
+		time.Sleep(5 * time.Second) // all have joined
+		for _, n := range s.nodes {
+			old := n.ledger.incarnation()
+			if _, err := leader.office.Load().do(context.Background(), fsm.NodeGone{Node: old}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+			found := false
+			leader.replica.view(func(m *fsm.Machine) {
+				for _, node := range m.Nodes() {
+					found = found || node.Incarnation == n.ledger.incarnation()
+				}
+			})
+			if !found || n.ledger.incarnation() == old {
+				t.Errorf("%s is not in the table", n.Name())
+			}
+		}
+	})
+}
+
 // TestAForsakenNodeTakesNothingBack cuts a node off until the cluster gives it up.
 // Its clients move to another node meanwhile. When it is back, it must not take
 // from the others what its clients have there now: it cannot know yet that they left.
