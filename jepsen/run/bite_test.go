@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,7 +133,12 @@ func TestStallBites(t *testing.T) {
 	}
 }
 
-// On a slow disk each write that is forced to it waits.
+// patience bounds what a test waits for. Nothing that works takes so long, however busy
+// the machine.
+const patience = 30 * time.Second
+
+// On a slow disk writes that are forced to it wait for the end of a pause, again and
+// again. Between two pauses there is time for some, the more the faster the disk.
 func TestSlowDiskBites(t *testing.T) {
 	d := newDisk(t, "slow")
 	f, err := os.Create(filepath.Join(d.Dir, "f"))
@@ -140,26 +146,28 @@ func TestSlowDiskBites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	const writes, pause = 10, 50 * time.Millisecond
+	const waits, pause = 5, 50 * time.Millisecond
 	end, err := d.Slow(pause)
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
-	for range writes {
+	writes, waited := 0, 0
+	for began := time.Now(); waited < waits && time.Since(began) < patience; writes++ {
+		at := time.Now()
 		_, err := f.WriteString("x")
 		if err := errors.Join(err, f.Sync()); err != nil {
 			t.Error(err)
 		}
+		if time.Since(at) > pause/2 {
+			waited++
+		}
 	}
-	took := time.Since(began)
 	pauses, err := end()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Between two pauses there may be time for a few writes.
-	if took < writes*pause/5 || pauses < writes/5 {
-		t.Errorf("%d forced writes took %v, with %d pauses of %v", writes, took, pauses, pause)
+	if waited < waits || pauses < waits {
+		t.Errorf("%d of %d forced writes waited, with %d pauses of %v", waited, writes, pauses, pause)
 	}
 	if err := d.Freeze(); err != nil {
 		t.Errorf("it is still frozen: %v", err)
@@ -231,7 +239,7 @@ func TestNetworkFaultsBite(t *testing.T) {
 	} {
 		// A link that was down takes a moment.
 		err := dial(a, b)
-		for end := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(end); {
+		for end := time.Now().Add(patience); err != nil && time.Now().Before(end); {
 			err = dial(a, b)
 		}
 		if err != nil {
@@ -240,11 +248,12 @@ func TestNetworkFaultsBite(t *testing.T) {
 		if err := c.bite(); err != nil {
 			t.Fatal(err)
 		}
-		// The greatest loss lets one packet of a hundred through.
+		// The greatest loss lets one packet of a hundred through, and a busy machine may be
+		// late with an answer.
 		bitten := false
-		for range 3 {
+		for end := time.Now().Add(patience); !bitten && time.Now().Before(end); {
 			err = dial(a, b)
-			bitten = bitten || c.ok(err)
+			bitten = c.ok(err)
 		}
 		if !bitten {
 			t.Errorf("%s: %v", name, err)
@@ -292,7 +301,7 @@ func deafenBites(t *testing.T, a, b *netns.Host) {
 		return err == nil
 	}
 	// What was sent later has arrived, so what was sent before would have.
-	if !hears("8", 5*time.Second) || hears("7", 10*time.Millisecond) {
+	if !hears("8", patience) || hears("7", 10*time.Millisecond) {
 		t.Error("the wrong port is deaf")
 	}
 	if err := b.Heal(); err != nil {
@@ -324,7 +333,7 @@ func delayBites(t *testing.T, a, b *netns.Host) {
 				t.Fatal(err)
 			}
 		}
-		if err := to.SetReadDeadline(began.Add(5 * time.Second)); err != nil {
+		if err := to.SetReadDeadline(began.Add(patience)); err != nil {
 			t.Fatal(err)
 		}
 		turned, last := 0, -1
@@ -351,12 +360,20 @@ func delayBites(t *testing.T, a, b *netns.Host) {
 		if err := stream(a, b, 1<<20); err != nil {
 			t.Errorf("overtake %v: %v", overtake, err)
 		}
-		if err := b.Heal(); err != nil {
+		err := b.Heal()
+		if err != nil {
 			t.Fatal(err)
 		}
+		// A stream takes longer if a single packet of it is held.
+		free := false
 		began = time.Now()
-		if err := stream(b, a, 1<<10); err != nil || time.Since(began) > least {
-			t.Errorf("after it was healed: %v, %v", err, time.Since(began))
+		for !free && err == nil && time.Since(began) < patience {
+			at := time.Now()
+			err = stream(b, a, 1<<10)
+			free = time.Since(at) < least
+		}
+		if !free {
+			t.Errorf("after it was healed: %v, and packets are held still", err)
 		}
 	}
 }
@@ -385,13 +402,13 @@ func stream(a, b *netns.Host, n int) error {
 	}()
 	var c net.Conn
 	err = a.Within(func() (err error) {
-		c, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", ln.Addr().String())
+		c, err = (&net.Dialer{Timeout: patience}).Dial("tcp", ln.Addr().String())
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = c.SetDeadline(time.Now().Add(10 * time.Second))
+	err = c.SetDeadline(time.Now().Add(patience))
 	if err == nil {
 		_, err = c.Write(make([]byte, n))
 	}
@@ -415,22 +432,29 @@ func TestMembershipFaultsBite(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	if err := errors.Join(c.AwaitReady(ctx), c.AwaitServers(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	inject := func(kind string) {
+	inject := func(kind string) (did string) {
 		t.Helper()
 		e := &nemesis.Env{Cluster: c, Rec: history.NewRecorder()}
 		if err := nemesis.Run(ctx, e, []gen.Fault{{Kind: kind, For: time.Millisecond, Seed: 1}}); err != nil {
 			t.Fatal(err)
 		}
+		for _, op := range e.Rec.Ops() {
+			if op.F == kind && op.Type == history.Info {
+				return op.Value
+			}
+		}
+		return ""
 	}
-	was, term := c.Leader(ctx)
-	inject("transfer")
-	if is, now := c.Leader(ctx); is == nil || is == was || now <= term {
-		t.Errorf("%v led in term %d, and %v does in term %d", was, term, is, now)
+	_, term := c.Leader(ctx)
+	did := inject("transfer")
+	was, is, _ := strings.Cut(did, " to ")
+	if _, now := c.Leader(ctx); was == is || is == "" || now <= term {
+		t.Errorf("it went from %q to %q, from term %d to %d", was, is, term, now)
 	}
 	before := voters(ctx, t, c)
 	inject("member")
@@ -488,7 +512,7 @@ func TestStopBites(t *testing.T) {
 	if err := p.Continue(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(5 * time.Second); size() == was; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(patience); size() == was; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not go on")
 		}
