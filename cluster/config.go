@@ -114,6 +114,15 @@ type Config struct {
 	// Remote opens the way to the pidstatds. Nil: UDP. Tests and simulations use it.
 	Remote func() (Remote, error)
 
+	// Executor carries out orders on this host. Nil: orders that name this node fail
+	// with a line that says so. The node closes it.
+	Executor Executor
+
+	// OrderGrace is how long this host may stay frozen for orders while the node is out
+	// of touch with the leader; then it is thawed. Default 2 s. Shorter than an election
+	// and every election thaws; longer and a cluster that fell apart stays frozen for longer.
+	OrderGrace time.Duration
+
 	machine *machine          // where the node runs; tests set it
 	nearby  func() []gossiped // the servers that are there; simulations set it, which have no gossip
 
@@ -165,6 +174,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.NoLeaderGrace == 0 {
 		c.NoLeaderGrace = 10 * time.Second
+	}
+	if c.OrderGrace == 0 {
+		c.OrderGrace = 2 * time.Second
 	}
 	if c.SnapshotBytes == 0 {
 		c.SnapshotBytes = 64 << 20

@@ -54,11 +54,14 @@ type webPort struct {
 	log     hclog.Logger
 	hosts   map[string]bool // names of this host; others in a browser's request are a trick
 	origin  *http.CrossOriginProtection
+	uid     int           // whom the node runs as
 	watches chan struct{} // one token an open event stream
 }
 
 // NewHTTPServer makes the server of the HTTP port: a status page, /healthz,
 // /readyz, /metrics and the JSON API under /v1/. Closing it ends event streams too.
+// Who connects by a UNIX socket is known by the kernel's word, so orders are taken from
+// there: serve the listener of [ListenAdmin] with it too, as it is.
 // Browsers may change things only from a page that came from this port under an
 // IP address, localhost, this host's name or one of names.
 func NewHTTPServer(node AdminNode, log hclog.Logger, names ...string) *http.Server {
@@ -66,6 +69,7 @@ func NewHTTPServer(node AdminNode, log hclog.Logger, names ...string) *http.Serv
 		node: node, log: log,
 		hosts:   map[string]bool{"localhost": true},
 		origin:  http.NewCrossOriginProtection(),
+		uid:     os.Getuid(),
 		watches: make(chan struct{}, maxWatches),
 	}
 	if h, err := os.Hostname(); err == nil {
@@ -76,6 +80,7 @@ func NewHTTPServer(node AdminNode, log hclog.Logger, names ...string) *http.Serv
 	}
 	return &http.Server{
 		Handler:           p.routes(),
+		ConnContext:       withPeer,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      60 * time.Second,
@@ -98,6 +103,9 @@ func (p *webPort) routes() http.Handler {
 	m.HandleFunc("POST /v1/break", p.breakLocks)
 	m.HandleFunc("POST /v1/transfer", p.transfer)
 	m.HandleFunc("POST /v1/remove", p.remove)
+	m.HandleFunc("GET /v1/orders", p.orders)
+	m.HandleFunc("POST /v1/orders", p.openOrder)
+	m.HandleFunc("POST /v1/orders/thaw", p.thawOrders)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")

@@ -1,0 +1,48 @@
+package cluster
+
+import (
+	"context"
+	"time"
+)
+
+// Executor carries out orders on this host: freezer's does. Its methods may be called
+// from several goroutines.
+type Executor interface {
+	// Prepare gets ready to carry out an order: after it nothing is frozen yet, and all
+	// that can be refused has been, in one line that says why. ctx ends when the order does.
+	Prepare(ctx context.Context, t Task) (Prepared, error)
+
+	// Close is called when nothing is held any more.
+	Close() error
+}
+
+// Task is what an order has one node do.
+type Task struct {
+	Order   uint64
+	Action  string        // freeze or fsfreeze
+	Spec    []byte        // JSON, which the executor alone reads
+	Timeout time.Duration // from Freeze on; negative: none
+	By      string        // who asked, for logs
+}
+
+// Prepared is a task that is ready to be carried out. One that is never frozen is
+// thawed too.
+type Prepared interface {
+	// Freeze carries it out. The text is for people, such as "12 processes". After an
+	// error nothing is frozen.
+	Freeze(ctx context.Context) (text string, err error)
+
+	// Thaw undoes it, and returns when it is undone. It may be called at any time,
+	// and again.
+	Thaw() error
+
+	// Done is closed when it is undone, or has failed to freeze, whoever did it: after
+	// Thaw, at its deadline, or because its guard was lost.
+	Done() <-chan struct{}
+
+	// Err is nil until Done is closed; then it may say more than Cause.
+	Err() error
+
+	// Cause says, once Done is closed, why: "asked", "deadline" or "guard".
+	Cause() string
+}

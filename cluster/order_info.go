@@ -1,0 +1,75 @@
+package cluster
+
+import "encoding/json"
+
+// OrderRequest is the body of POST /v1/orders.
+type OrderRequest struct {
+	Action      string          `json:"action"`                 // freeze or fsfreeze
+	Spec        json.RawMessage `json:"spec"`                   // what, for the nodes' executors
+	Nodes       []string        `json:"nodes,omitempty"`        // by name
+	All         bool            `json:"all,omitempty"`          // all nodes that are in touch, instead of Nodes
+	TimeoutMS   int64           `json:"timeout_ms,omitempty"`   // 0: 60 s; negative: none
+	Attached    bool            `json:"attached,omitempty"`     // ends with this request's connection
+	Fence       uint64          `json:"fence,omitempty"`        // of a hold: the order ends with it
+	ReleaseLock bool            `json:"release_lock,omitempty"` // and that hold is released when the order is closed
+}
+
+// OrderInfo describes an order. Times are replicated time in milliseconds, as in
+// the rest of the API; those of what has not happened are missing.
+type OrderInfo struct {
+	ID     uint64          `json:"id"`
+	Action string          `json:"action"`
+	Spec   json.RawMessage `json:"spec,omitempty"`
+	By     string          `json:"by"`
+
+	State      string      `json:"state"`                 // preparing, freezing, frozen, thawing or closed
+	Reason     string      `json:"reason,omitempty"`      // why it has ended: see [OrderReasons]
+	ReasonText string      `json:"reason_text,omitempty"` // the same as a sentence
+	Nodes      []OrderNode `json:"nodes"`
+
+	OpenedMS  uint64 `json:"opened_ms"`
+	FrozenMS  uint64 `json:"frozen_ms,omitempty"`
+	EndedMS   uint64 `json:"ended_ms,omitempty"`
+	SpreadMS  uint64 `json:"spread_ms"`            // between the first and the last node's word that it is frozen
+	TimeoutMS uint64 `json:"timeout_ms,omitempty"` // 0: none
+
+	Attached    bool   `json:"attached,omitempty"`
+	Fence       uint64 `json:"fence,omitempty"`
+	ReleaseLock bool   `json:"release_lock,omitempty"`
+}
+
+// OrderNode is one node's part of an order.
+type OrderNode struct {
+	Node   string `json:"node"`
+	State  string `json:"state"`           // preparing, ready, frozen, failed or thawed
+	Text   string `json:"text,omitempty"`  // what is frozen, or why it failed
+	TookMS uint64 `json:"took_ms"`         // to freeze
+	Cause  string `json:"cause,omitempty"` // of a thaw: asked, deadline, quorum, guard, stopping or gone
+}
+
+// OrderReasons are the values of OrderInfo.Reason.
+var OrderReasons = []string{
+	"thawed",    // somebody asked
+	"deadline",  // its time was over
+	"requester", // who had asked has gone
+	"failed",    // a node could not
+	"node away", // a node is out of touch
+	"node gone", // a node is given up, or was started anew
+	"node left", // a node was stopped or removed
+	"quorum",    // a node lost touch with the quorum, and has thawed by itself
+	"lock",      // the hold that it stands under has ended
+}
+
+// ThawRequest is the body of POST /v1/orders/thaw: which orders are to end. One of ID,
+// Node and All is set; Action, if it is, leaves out the orders of others.
+type ThawRequest struct {
+	ID     uint64 `json:"id,omitempty"`
+	Node   string `json:"node,omitempty"`
+	All    bool   `json:"all,omitempty"`
+	Action string `json:"action,omitempty"`
+}
+
+// OrderList is the answer to GET /v1/orders and to POST /v1/orders/thaw.
+type OrderList struct {
+	Orders []OrderInfo `json:"orders"` // by id
+}
