@@ -44,7 +44,7 @@ func FuzzPeerFrames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		n := &Node{
 			log: testLogger("fuzz"), ledger: newLedger("n"), peers: newPeers(), replica: quietReplica(),
-			links: make(map[string]*linkRun), changed: make(chan struct{}), cfg: Config{Name: "n", NoLeaderGrace: time.Millisecond},
+			links: make(map[string]*linkRun), changed: make(chan struct{}), done: make(chan struct{}), cfg: Config{Name: "n", NoLeaderGrace: time.Millisecond},
 		}
 		n.ctx, n.cancel = context.WithCancelCause(context.Background())
 		n.liveness = &liveness{node: n}
