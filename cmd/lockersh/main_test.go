@@ -59,6 +59,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
 			env.Setenv("USER", "tester")
+			env.Setenv("GORACE", os.Getenv("GORACE"))
 			n := &node{path: server, dir: env.WorkDir}
 			env.Values["node"] = n
 			env.Defer(n.kill)
