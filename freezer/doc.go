@@ -56,6 +56,16 @@
 // says is done. If the guard is killed, the requester thaws by the journal; if both
 // are, the next who starts a guard does, or [Recover].
 //
+// A guard that is asked to ([Guard.Prepare]) looks before, and refuses what can be refused
+// while nothing is frozen: so several hosts can be asked, and be frozen at the same time
+// if all of them can be.
+//
+// # The executor
+//
+// A daemon that freezes for others has an [Executor]. It reads what they want, runs the
+// hooks of the host, has each order carried out by a guard of its own, and thaws at
+// once what any guard of the host leaves that is killed.
+//
 // # Invariants
 //
 // Whatever was signalled is signalled again by the thaw, and nothing else is. A process

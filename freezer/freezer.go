@@ -34,6 +34,9 @@ var (
 	ErrDeadline = errors.New("thawed because the time was up")
 	// ErrThawed is returned when the freeze has ended before, for another reason.
 	ErrThawed = errors.New("already thawed")
+	// ErrNotThawed is returned when something could not be thawed. The journal stays,
+	// and whoever starts a guard tries it again.
+	ErrNotThawed = errors.New("it could not be thawed")
 )
 
 // codes name the errors on the wire.
@@ -47,6 +50,7 @@ var codes = map[string]error{
 	"held":        ErrHeld,
 	"deadline":    ErrDeadline,
 	"thawed":      ErrThawed,
+	"not thawed":  ErrNotThawed,
 
 	"not supported":  ErrNotSupported,
 	"not mounted":    ErrNotMounted,

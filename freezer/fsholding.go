@@ -135,6 +135,27 @@ func (h *fsHolding) open(at *host) error {
 	return nil
 }
 
+// ready writes to disk what is there to be written, so that everybody waits for less
+// when it is frozen.
+func (h *fsHolding) ready(at *host) error {
+	for _, f := range h.systems {
+		s, err := f.query(at.dir)
+		switch {
+		case errors.Is(err, ErrUnknown):
+		case err != nil:
+			return err
+		case s.Frozen && s.By != nil:
+			return fmt.Errorf("%s: %w by guard %d", f.path, ErrAlreadyFrozen, s.By.Guard)
+		case s.Frozen:
+			return fmt.Errorf("%s: %w", f.path, ErrAlreadyFrozen)
+		}
+		if err := unix.Syncfs(f.fd); err != nil {
+			return fmt.Errorf("write %s to disk: %w", f.path, err)
+		}
+	}
+	return nil
+}
+
 // is says whether an entry is for this file system.
 func (f *fileSystem) is(e entry) bool {
 	return e.kind == entryFS && e.inode == f.dev && e.source == f.describe()

@@ -23,6 +23,7 @@ type guard struct {
 	adopters  map[*packets]bool
 	timer     int // timerfd
 	order     *Order
+	named     map[int32]uint64 // as in host
 	holdings  []holding
 	journal   *journal
 	report    Report
@@ -70,12 +71,16 @@ func guardMain() int {
 	for e := range g.events {
 		switch {
 		case e.err != nil || e.msg.Op == opTerminate:
-			return 0 // nothing is frozen
+			return g.end(opFailed, ErrThawed) // nothing is frozen
+		case e.msg.Op == opPrepare:
+			if err := g.ready(e.msg.Order); err != nil {
+				return g.end(opFailed, err)
+			}
+			g.answer(e.from, message{Op: opPrepared})
 		case e.msg.Op == opFreeze:
 			return g.obey(e.msg.Order)
 		case e.msg.Op == opThaw:
-			g.answer(e.from, message{Op: opThawed})
-			return 0
+			return g.end(opThawed, nil)
 		default:
 			g.answer(e.from, fail(opFailed, fmt.Errorf("%w: %s before freeze", errMessage, e.msg.Op)))
 		}
@@ -143,6 +148,29 @@ func (g *guard) listen(p *packets) {
 	}
 }
 
+// ready does what can be done for an order before it is to be carried out. Nothing is
+// frozen, so whoever has gone meanwhile can wait.
+func (g *guard) ready(o *Order) error {
+	g.order = o
+	setTitle(guardName + ": preparing")
+	unlock, err := lockDir(context.Background(), g.dir)
+	if err != nil {
+		return err
+	}
+	h, err := g.open()
+	unlock()
+	if err != nil {
+		return err
+	}
+	for _, one := range g.holdings {
+		if err := one.ready(h); err != nil {
+			return err
+		}
+	}
+	setTitle(guardName + ": prepared")
+	return nil
+}
+
 // obey freezes, and stays until everything is thawed.
 func (g *guard) obey(o *Order) int {
 	g.order = o
@@ -181,6 +209,9 @@ func (g *guard) obey(o *Order) int {
 				continue
 			}
 			if !g.frozen {
+				if why == nil {
+					why = ErrThawed
+				}
 				cancel(why)
 				<-result
 				return g.end(opFailed, why)
@@ -237,41 +268,15 @@ func (g *guard) freeze(ctx context.Context, since time.Time, until time.Duration
 		return err
 	}
 	defer unlock()
-	others, err := records(g.dir)
-	if err != nil {
+	if _, err := g.open(); err != nil {
 		return err
 	}
-	proc, err := openProc()
-	if err != nil {
+	if err := g.journal.note(entry{kind: entrySince, since: since}, entry{kind: entryUntil, until: until}); err != nil {
 		return err
 	}
-	defer proc.close()
-	for _, p := range []*stat{{pid: g.peer.pid}, {pid: int32(os.Getpid())}} {
-		if *p, err = proc.stat(p.pid); err != nil {
-			return fmt.Errorf("look at who asks: %w", err)
-		}
-		if p.pid == g.peer.pid {
-			g.peer.start = p.start
-		} else {
-			self := process{p.pid, p.start}
-			g.journal, err = createJournal(g.dir, record{
-				Boot: bootID(), PIDNS: pidNamespace(), Guard: self, Requester: g.peer,
-				Detach: g.order.Detach, Targets: g.order.Targets, Since: since, Until: until,
-			})
-			if err != nil {
-				return err
-			}
-		}
-	}
+	g.journal.rec.Since, g.journal.rec.Until = since, until
 	if err := g.serve(); err != nil {
 		return err
-	}
-	h := &host{order: g.order, requester: int(g.peer.pid), others: others}
-	g.holdings = holdings(g.order)
-	for _, one := range g.holdings {
-		if err := one.open(h); err != nil {
-			return err
-		}
 	}
 	for _, one := range g.holdings {
 		if err := one.freeze(ctx, g.journal.note, &g.report); err != nil {
@@ -279,6 +284,57 @@ func (g *guard) freeze(ctx context.Context, since time.Time, until time.Duration
 		}
 	}
 	return nil
+}
+
+// open gets hold of all that the order is for. What was opened for it before is
+// opened anew: others may have frozen something of it meanwhile, or be at it now.
+func (g *guard) open() (*host, error) {
+	others, err := records(g.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.register(); err != nil {
+		return nil, err
+	}
+	h := &host{dir: g.dir, order: g.order, requester: int(g.peer.pid), others: others, named: g.named}
+	before := g.holdings
+	g.holdings = holdings(g.order)
+	for _, one := range g.holdings {
+		if err := one.open(h); err != nil {
+			return nil, err
+		}
+	}
+	g.named = h.named
+	for _, one := range before {
+		one.release()
+	}
+	return h, nil
+}
+
+// register starts the journal, by which other guards know us and let us run.
+func (g *guard) register() error {
+	if g.journal != nil {
+		return nil
+	}
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.close()
+	peer, err := proc.stat(g.peer.pid)
+	if err != nil {
+		return fmt.Errorf("look at who asks: %w", err)
+	}
+	self, err := proc.stat(int32(os.Getpid()))
+	if err != nil {
+		return fmt.Errorf("look at the guard itself: %w", err)
+	}
+	g.peer.start = peer.start
+	g.journal, err = createJournal(g.dir, record{
+		Boot: bootID(), PIDNS: pidNamespace(), Guard: process{self.pid, self.start}, Requester: g.peer,
+		Detach: g.order.Detach, Targets: g.order.Targets,
+	})
+	return err
 }
 
 // thawTries is how often thawing is tried.
@@ -297,11 +353,14 @@ func (g *guard) end(op string, why error) int {
 		_ = os.Remove(g.socketPath())
 		failed = g.journal.remove()
 	}
-	m := message{Op: op, Report: &g.report}
-	if err := errors.Join(why, failed); err != nil {
-		m = fail(op, err)
-		m.Report = &g.report
+	if failed != nil {
+		why = fmt.Errorf("%w: %w", ErrNotThawed, failed)
 	}
+	m := message{Op: op}
+	if why != nil {
+		m = fail(op, why)
+	}
+	m.Report = &g.report
 	g.tell(m)
 	if failed != nil {
 		return 1

@@ -3,6 +3,7 @@ package freezer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 )
 
@@ -19,6 +20,10 @@ type holding interface {
 	// open gets hold of whatever freezing and thawing will need, and changes nothing.
 	// Until release nothing else may be opened.
 	open(h *host) error
+	// ready refuses what the kernel would refuse, and does ahead what would make the
+	// freeze long, but changes nothing. It may take as long as the disk, and is left
+	// out where everything has to be frozen at once.
+	ready(h *host) error
 	// freeze freezes, and returns when everything has come to rest, or with an error
 	// when it does not; it has then frozen a part. It ends soon after ctx does, with
 	// its cause. Nothing is changed before note has written down how to undo it, which
@@ -33,9 +38,11 @@ type holding interface {
 
 // host is what holdings need to know of where they are.
 type host struct {
+	dir       string
 	order     *Order
 	requester int
-	others    []record // of guards that have frozen something now
+	others    []record         // of guards that have frozen something now
+	named     map[int32]uint64 // when those began that the order names, if seen before
 }
 
 // guards are those that must not be frozen.
@@ -81,8 +88,16 @@ func (w *walkHolding) open(h *host) error {
 		return err
 	}
 	w.walk, w.host = &walk{scope: s, order: h.order}, h
+	for pid, start := range s.named {
+		if began, seen := h.named[pid]; seen && began != start {
+			return fmt.Errorf("%w: process %d has ended, and another has its number", ErrNoTarget, pid)
+		}
+	}
+	h.named = s.named
 	return nil
 }
+
+func (w *walkHolding) ready(*host) error { return nil }
 
 func (w *walkHolding) freeze(ctx context.Context, note func(...entry) error, r *Report) error {
 	w.walk.note, w.walk.report = note, r
@@ -137,6 +152,8 @@ func (c *cgroupHolding) open(h *host) (err error) {
 	}
 	return nil
 }
+
+func (c *cgroupHolding) ready(*host) error { return nil }
 
 func (c *cgroupHolding) freeze(ctx context.Context, note func(...entry) error, r *Report) error {
 	return c.cg.freeze(ctx, c.host.order, note, c.scope.proc, r)

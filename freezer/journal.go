@@ -27,7 +27,8 @@ import (
 //	pid NUMBER START        SIGCONT to this process
 //	cgroup INODE "PATH"     0 to its cgroup.freeze
 //	fs DEVICE "TYPE SOURCE" "PATH"  FITHAW to the file system
-//	until NANOS             the deadline has become this time on CLOCK_BOOTTIME
+//	since NANOS             the freeze has begun, at this time since 1970
+//	until NANOS             the deadline has become this time on CLOCK_BOOTTIME, 0 for never
 //
 // and undone from the last to the first. A last line without its end counts for
 // nothing: what it is about has not been done.
@@ -47,8 +48,8 @@ type record struct {
 	Requester process       `json:"requester"`
 	Detach    bool          `json:"detach"`
 	Targets   []Target      `json:"targets"`
-	Since     time.Time     `json:"since"`
-	Until     time.Duration `json:"until"` // on CLOCK_BOOTTIME; 0 is never
+	Since     time.Time     `json:"since,omitzero"` // zero before the freeze begins
+	Until     time.Duration `json:"until"`          // on CLOCK_BOOTTIME; 0 is never
 
 	entries []entry
 }
@@ -79,6 +80,7 @@ type entry struct {
 	start uint64
 	inode uint64
 	path  string
+	since time.Time
 	until time.Duration
 
 	source string // of a file system: its type and what it is on
@@ -88,11 +90,11 @@ const (
 	entryPID    = "pid"
 	entryCgroup = "cgroup"
 	entryFS     = "fs"
+	entrySince  = "since"
 	entryUntil  = "until"
 
 	journalVersion = 1
 	journalEnd     = ".journal"
-	newEnd         = ".new"
 	socketEnd      = ".sock"
 
 	maxJournal     = 64 << 20 // a million processes
@@ -117,6 +119,8 @@ func (e entry) append(b []byte) []byte {
 		b = strconv.AppendQuote(b, e.source)
 		b = append(b, ' ')
 		b = strconv.AppendQuote(b, e.path)
+	case entrySince:
+		b = strconv.AppendInt(b, e.since.UnixNano(), 10)
 	case entryUntil:
 		b = strconv.AppendInt(b, int64(e.until), 10)
 	}
@@ -151,6 +155,10 @@ func parseEntry(line string) (e entry, err error) {
 		if e.source, err = strconv.Unquote(source); err == nil {
 			e.path, err = strconv.Unquote(strings.TrimPrefix(rest[len(source):], " "))
 		}
+	case entrySince:
+		var n int64
+		n, err = strconv.ParseInt(rest, 10, 64)
+		e.since = time.Unix(0, n)
 	case entryUntil:
 		var n int64
 		n, err = strconv.ParseInt(rest, 10, 64)
@@ -199,6 +207,8 @@ func readRecord(r io.Reader) (rec record, err error) {
 		case perr != nil && err == nil:
 			err = perr
 		case perr != nil:
+		case e.kind == entrySince:
+			rec.Since = e.since
 		case e.kind == entryUntil:
 			rec.Until = e.until
 		default:
@@ -234,25 +244,32 @@ func createJournal(dir string, rec record) (*journal, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody else may get the lock first: it has another name until we have it.
-	temporary := filepath.Join(dir, rec.ID+newEnd)
-	j.file, err = os.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("start a journal: %w", err)
-	}
-	err = unix.Flock(int(j.file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		_, err = j.file.Write(first)
-	}
-	if err == nil {
-		err = os.Rename(temporary, j.path)
-	}
-	if err != nil {
-		_ = j.file.Close()
-		_ = os.Remove(temporary)
+	if j.file, err = createLocked(j.path, first); err != nil {
 		return nil, fmt.Errorf("start a journal: %w", err)
 	}
 	return j, nil
+}
+
+// createLocked makes a file that we have the lock of (flock(2)). It has no name before
+// that and before its text is in it: whoever finds it unlocked finds it without owner.
+func createLocked(path string, text []byte) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Dir(path), os.O_RDWR|os.O_APPEND|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		_, err = f.Write(text)
+	}
+	if err == nil {
+		link := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+		err = unix.Linkat(unix.AT_FDCWD, link, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 func (j *journal) note(entries ...entry) error {

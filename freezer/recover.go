@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +25,30 @@ type Recovered struct {
 	FileSystems int `json:"filesystems,omitempty"`
 }
 
+// String says in few words what was thawed.
+func (r *Recovered) String() string {
+	var parts []string
+	count := func(n int, one, more string) {
+		if n > 0 {
+			parts = append(parts, plural(n, one, more))
+		}
+	}
+	count(r.Processes, "process", "processes")
+	count(r.Cgroups, "cgroup", "cgroups")
+	count(r.FileSystems, "file system", "file systems")
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func plural(n int, one, more string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + more
+}
+
 // Recover undoes what guards have left that were killed, by the journals in a
 // directory; "" is [Dir]. What another boot or another pid namespace has left is not
 // touched, and no process that has got the number of one that was frozen. A journal of
@@ -39,23 +64,15 @@ func Recover(dir string) (done []Recovered, err error) {
 	if dir, err = openDir(dir); err != nil {
 		return nil, err
 	}
-	for _, end := range []string{journalEnd, newEnd} {
-		paths, err := filepath.Glob(filepath.Join(dir, "*"+end))
-		if err != nil {
-			return done, err
+	paths, err := filepath.Glob(filepath.Join(dir, "*"+journalEnd))
+	for _, path := range paths {
+		r, rerr := recoverOne(path)
+		if r != nil {
+			done = append(done, *r)
 		}
-		for _, path := range paths {
-			r, rerr := recoverOne(path)
-			if r != nil {
-				done = append(done, *r)
-			}
-			err = errors.Join(err, rerr)
-		}
-		if err != nil {
-			return done, err
-		}
+		err = errors.Join(err, rerr)
 	}
-	return done, nil
+	return done, err
 }
 
 // recoverOne undoes one journal, if its guard has gone.
@@ -81,9 +98,6 @@ func recoverOne(path string) (*Recovered, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Nlink == 0 {
 		return nil, err // somebody else was faster
-	}
-	if strings.HasSuffix(path, newEnd) {
-		return nil, os.Remove(path) // nothing was frozen yet, or another name has it
 	}
 	rec, err := readRecord(f)
 	if err != nil && !errors.Is(err, errJournal) {

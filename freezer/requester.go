@@ -139,9 +139,11 @@ func List(dir string) ([]State, error) {
 	if err != nil {
 		return nil, err
 	}
-	states := make([]State, len(found))
+	states := []State{}
 	for i := range found {
-		states[i] = found[i].state()
+		if !found[i].Since.IsZero() { // else it is prepared, and holds nothing
+			states = append(states, found[i].state())
+		}
 	}
 	return states, nil
 }
@@ -251,6 +253,24 @@ func (g *Guard) ask(ctx context.Context, m message) (message, error) {
 	case <-ctx.Done():
 		return message{}, context.Cause(ctx)
 	}
+}
+
+// Prepare lets the guard refuse an order if it can be known before that it cannot be
+// carried out, and get hold of all that it is for, so that a Freeze of the same order
+// is quick. Nothing is frozen by it. It may be called again; after an error the guard
+// has ended. The errors are those of Freeze.
+func (g *Guard) Prepare(ctx context.Context, o Order) error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	m, err := g.ask(ctx, message{Op: opPrepare, Order: &o})
+	if err == nil && m.Op != opPrepared {
+		err = fmt.Errorf("%w: %.20q instead of prepared", errMessage, m.Op)
+	}
+	if err != nil {
+		g.Close() // it may be at it still, for as long as a disk takes
+	}
+	return err
 }
 
 // Freeze freezes, all or nothing unless the order allows a part. After an error

@@ -33,6 +33,7 @@ var roles = map[string]func([]string){
 	"writer":     playWriter,
 	"fs":         playFS,
 	"fsholder":   playFSHolder,
+	"executor":   playExecutor,
 }
 
 func fork() uintptr {
@@ -263,5 +264,30 @@ func playFreezeThaw(args []string) {
 		return nil
 	})
 	fmt.Println("over:", err)
+	os.Exit(0)
+}
+
+// playExecutor prepares and freezes by an executor, and waits. Arguments: the action,
+// the spec and the hooks directory, if any.
+func playExecutor(args []string) {
+	c := ExecutorConfig{Procs: true, FS: true}
+	if len(args) > 2 {
+		c.HooksDir = args[2]
+	}
+	x, err := NewExecutor(c)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("ready")
+	p, err := x.Prepare(context.Background(), 7, args[0], []byte(args[1]), time.Minute)
+	if err == nil {
+		_, err = p.Freeze(context.Background())
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println("frozen")
+	untilClosed()
 	os.Exit(0)
 }

@@ -17,6 +17,7 @@ type scope struct {
 	roots    []int32 // of trees
 	sessions []int32
 	listed   []int32
+	named    map[int32]uint64 // by the order: number to start
 	spared   map[int32]uint64 // number to start
 }
 
@@ -27,7 +28,7 @@ func newScope(o *Order, requester int, guards []process) (*scope, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &scope{proc: proc, spared: map[int32]uint64{}}
+	s := &scope{proc: proc, named: map[int32]uint64{}, spared: map[int32]uint64{}}
 	if err := s.read(o, requester, guards); err != nil {
 		proc.close()
 		return nil, err
@@ -53,6 +54,7 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 				default:
 					s.listed = append(s.listed, st.pid)
 				}
+				s.named[st.pid] = st.start
 			}
 		case KindSession:
 			if !s.populated(t.PIDs[0]) {

@@ -131,3 +131,22 @@ func TestGenerations(t *testing.T) {
 		t.Errorf("%v", at)
 	}
 }
+
+// FuzzExecutor reads whatever an executor is given.
+func FuzzExecutor(f *testing.F) {
+	f.Add([]byte(`{"targets":[{"kind":"tree","pids":[1]}],"partial":true,"patience_ms":5}`))
+	f.Add([]byte(`{"mounts":["/a","/b"]}`))
+	f.Add([]byte("{\"boot\":\"x\",\"order\":7}\n\"/hooks/1\"\n"))
+	x := &Executor{config: ExecutorConfig{Procs: true, FS: true}}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		for _, action := range []string{ActionFreeze, ActionFSFreeze} {
+			o, err := x.read(action, text)
+			if err == nil && o.Validate() != nil || err != nil && !errors.Is(err, ErrOrder) {
+				t.Errorf("%s: %+v, %v", action, o, err)
+			}
+		}
+		if r, err := readHookRun(bytes.NewReader(text)); err == nil && len(r.begun) > maxHooks {
+			t.Error("too many hooks")
+		}
+	})
+}

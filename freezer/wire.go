@@ -14,11 +14,13 @@ import (
 // apart (SOCK_SEQPACKET, unix(7)); who adopts a freeze connects to the guard's socket
 // beside the journal. A packet is one message in JSON of at most maxMessage bytes.
 //
-//	to the guard    {"op":"freeze","order":{...}}   once, over the first socket
+//	to the guard    {"op":"prepare","order":{...}}  over the first socket
+//	                {"op":"freeze","order":{...}}   the same order, once
 //	                {"op":"thaw"}
 //	                {"op":"extend","timeout":NANOS}  from now; less than 0 for ever
 //	                {"op":"state"}
 //	from the guard  {"op":"hello"} with a pidfd of the guard, to the requester alone
+//	                {"op":"prepared"}
 //	                {"op":"frozen","report":{...},"state":{...}}
 //	                {"op":"state","state":{...}}     also the answer to extend
 //	                {"op":"failed","code":"...","error":"...","report":{...}}
@@ -37,14 +39,16 @@ type message struct {
 }
 
 const (
-	opHello  = "hello"
-	opFreeze = "freeze"
-	opFrozen = "frozen"
-	opFailed = "failed"
-	opThaw   = "thaw"
-	opThawed = "thawed"
-	opExtend = "extend"
-	opState  = "state"
+	opHello    = "hello"
+	opPrepare  = "prepare"
+	opPrepared = "prepared"
+	opFreeze   = "freeze"
+	opFrozen   = "frozen"
+	opFailed   = "failed"
+	opThaw     = "thaw"
+	opThawed   = "thawed"
+	opExtend   = "extend"
+	opState    = "state"
 
 	maxMessage = 128 << 10
 )
@@ -70,7 +74,7 @@ func parseMessage(packet []byte) (m message, err error) {
 	if err := json.Unmarshal(packet, &m); err != nil {
 		return m, fmt.Errorf("%w: %w", errMessage, err)
 	}
-	if m.Op == opFreeze {
+	if m.Op == opFreeze || m.Op == opPrepare {
 		if m.Order == nil {
 			return m, fmt.Errorf("%w: no order", errMessage)
 		}
@@ -85,7 +89,8 @@ func parseMessage(packet []byte) (m message, err error) {
 func fail(op string, err error) message {
 	m := message{Op: op, Error: err.Error()}
 	for code, known := range codes {
-		if errors.Is(err, known) {
+		// What has kept something from being thawed may have a code as well.
+		if errors.Is(err, known) && (known == ErrNotThawed || !errors.Is(err, ErrNotThawed)) {
 			m.Code = code
 		}
 	}

@@ -1,0 +1,127 @@
+package freezer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+)
+
+// Why a freeze has ended: see [Prepared.Cause].
+const (
+	CauseAsked    = "asked"    // by Thaw, or by Close of the Executor
+	CauseDeadline = "deadline" // the time was up
+	CauseGuard    = "guard"    // the guard was killed, or told to end
+	CauseLocal    = "local"    // somebody on this host has thawed it, as with thawfs
+	CauseFailed   = "failed"   // Freeze has failed, or something could not be thawed
+)
+
+// Prepared is an order that is ready to be carried out, or has been. Its methods may
+// be called from any goroutine.
+type Prepared struct {
+	executor *Executor
+	number   uint64
+	order    Order
+	guard    *Guard
+	hooks    *hookRun // nil for none
+
+	asked atomic.Bool
+	done  chan struct{}
+	err   error  // set before done is closed, as is cause
+	cause string // of the thaw
+}
+
+// Freeze freezes, and says in few words what. After an error nothing is frozen; it is
+// one of [Guard.Freeze].
+func (p *Prepared) Freeze(ctx context.Context) (text string, err error) {
+	r, err := p.guard.Freeze(ctx, p.order)
+	if err != nil {
+		return "", err
+	}
+	for _, w := range r.Warnings {
+		p.executor.config.Log("a guard is weaker than it should be", "order", p.number, "why", w)
+	}
+	text = r.String()
+	if r.Running > 0 {
+		text += fmt.Sprintf(", without %s that did not stop", plural(r.Running, "process", "processes"))
+	}
+	return text, nil
+}
+
+// Thaw thaws, and waits for it. The error is nil unless something could not be thawed
+// ([ErrNotThawed], or a guard that was killed and whose work nobody could do).
+func (p *Prepared) Thaw() error {
+	p.asked.Store(true)
+	_ = p.guard.Thaw()
+	<-p.done
+	if thawed(p.err) {
+		return nil
+	}
+	return p.err
+}
+
+// Done is closed when everything is thawed, whoever has done it.
+func (p *Prepared) Done() <-chan struct{} { return p.done }
+
+// Err says, when Done is closed, why it is: nil after Thaw, else [ErrDeadline],
+// [ErrGuardLost], [ErrThawed], or what has kept something from being thawed.
+func (p *Prepared) Err() error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+		return nil
+	}
+}
+
+// Cause is the reason in a word, when Done is closed; before that it is empty.
+func (p *Prepared) Cause() string {
+	select {
+	case <-p.done:
+		return p.cause
+	default:
+		return ""
+	}
+}
+
+// attend waits for the thaw, and runs the hooks after it.
+func (p *Prepared) attend() {
+	<-p.guard.Done()
+	p.err = p.guard.err
+	switch asked := p.asked.Load(); {
+	case !thawed(p.err):
+		p.cause = CauseFailed
+	case errors.Is(p.err, ErrDeadline):
+		p.cause = CauseDeadline
+	case p.err == nil && asked:
+		p.cause = CauseAsked
+	case p.err == nil:
+		p.err, p.cause = ErrThawed, CauseLocal
+	case errors.Is(p.err, ErrThawed) && asked: // before it was frozen
+		p.err, p.cause = nil, CauseAsked
+	case errors.Is(p.err, ErrGuardLost), errors.Is(p.err, ErrThawed):
+		p.cause = CauseGuard
+	default:
+		p.cause = CauseFailed
+	}
+	close(p.done)
+	if p.hooks != nil {
+		p.hooks.thaw()
+	}
+	p.finish()
+}
+
+// finish lets the executor forget the order.
+func (p *Prepared) finish() {
+	x := p.executor
+	x.mu.Lock()
+	delete(x.orders, p)
+	x.mu.Unlock()
+	x.work.Done()
+}
+
+// thawed says whether the error of a guard that has ended leaves nothing frozen.
+func thawed(err error) bool {
+	// Wrapped, ErrGuardLost says what has kept others from doing the guard's work.
+	return err == ErrGuardLost || !errors.Is(err, ErrGuardLost) && !errors.Is(err, ErrNotThawed)
+}
