@@ -14,7 +14,7 @@ func granted(p history.Pair) bool { return p.Call.F == history.Acquire && p.Type
 
 // fences: no two grants carry one fence, and none carries zero. (T1)
 func fences(pairs []history.Pair) Result {
-	r := Result{Check: "fences are unique", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	seen := map[uint64]history.Pair{}
 	for _, p := range pairs {
 		if !granted(p) {
@@ -38,7 +38,7 @@ func fences(pairs []history.Pair) Result {
 // the whole of the operation that got the higher one. (T2, over all locks, as there
 // is one sequence of fences)
 func order(pairs []history.Pair) Result {
-	r := Result{Check: "fences grow", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	var g []history.Pair
 	for _, p := range pairs {
 		if granted(p) {
@@ -63,7 +63,7 @@ func order(pairs []history.Pair) Result {
 // reuse: after a release with a fence was acknowledged, nothing is acknowledged
 // for that fence any more. (T3)
 func reuse(pairs []history.Pair) Result {
-	r := Result{Check: "what was released is over", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	over := map[uint64]history.Pair{}
 	for _, p := range pairs {
 		if p.Call.F != history.Release || p.Type() != history.OK {
@@ -161,7 +161,7 @@ func breakEnds(pairs []history.Pair, lock string, t time.Duration) time.Duration
 // exclusion: certain holds of one lock do not overlap, but for those that may
 // share it. (T4)
 func exclusion(in Input, pairs []history.Pair) Result {
-	r := Result{Check: "holds exclude each other", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	for lock, all := range spans(in, pairs) {
 		slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.from, b.from) })
 		var now []span
@@ -187,7 +187,7 @@ func exclusion(in Input, pairs []history.Pair) Result {
 // losses: no hold ends without its owner's doing where nothing may end it, or
 // before it may. (A4)
 func losses(in Input, pairs []history.Pair, a *audit) Result {
-	r := Result{Check: "no hold is lost", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	died := deaths(in.Ops)
 	wanted := asked(in.Ops)
 	for _, p := range pairs {
@@ -291,7 +291,7 @@ func deaths(ops []history.Op) map[string]time.Duration {
 
 // faults: if there were to be faults, there were some.
 func faults(in Input) Result {
-	r := Result{Check: "faults were injected", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	if !in.End.Nemesis {
 		r.Looked = 1
 	}
@@ -305,7 +305,7 @@ func faults(in Input) Result {
 
 // digests: the tables of all nodes are equal where their logs are. (A3)
 func digests(end End) Result {
-	r := Result{Check: "replicas agree", Verdict: Pass, Looked: len(end.Digests)}
+	r := Result{Verdict: Pass, Looked: len(end.Digests)}
 	if !end.Agree {
 		r.Verdict = Undecided
 		r.Problems = []string{fmt.Sprintf("the nodes were never seen at one index: %+v", end.Digests)}
@@ -321,7 +321,7 @@ func digests(end End) Result {
 
 // leftovers: nobody who is gone holds anything or waits for it. (L2)
 func leftovers(end End) Result {
-	r := Result{Check: "nothing is left behind", Verdict: Pass, Looked: 1}
+	r := Result{Verdict: Pass, Looked: 1}
 	for _, k := range end.Kept {
 		r.problem(0, "%s", k)
 	}
@@ -337,7 +337,7 @@ const (
 
 // recovery: once all is healed the cluster comes back, and clients get locks. (L1)
 func recovery(in Input, pairs []history.Pair) Result {
-	r := Result{Check: "it recovers", Verdict: Pass, Looked: 1}
+	r := Result{Verdict: Pass, Looked: 1}
 	if in.End.Recover == 0 || in.End.Recover > recoverWithin {
 		r.problem(0, "the nodes did not all serve within %v of the last heal", recoverWithin)
 	}
@@ -366,7 +366,7 @@ const (
 // place while its node is out of touch. Who has been told of a place in the queue waits
 // since then: before, the node asked may have been cut off. (L2)
 func starved(ops []history.Op, pairs []history.Pair, a *audit) Result {
-	r := Result{Check: "nobody waits in vain", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	inLine := func(p history.Pair) time.Duration {
 		for _, op := range ops {
 			if op.F == history.Queued && op.Process == p.Call.Process && op.Time > p.Call.Time && op.Time < p.Return.Time {
@@ -408,7 +408,7 @@ const handOver = 4 * time.Second
 
 // refusals: nobody is refused but by a leader whose disk has just become full.
 func refusals(in Input, pairs []history.Pair) Result {
-	r := Result{Check: "nobody is refused", Verdict: Pass}
+	r := Result{Verdict: Pass}
 	var fills []time.Duration
 	for _, op := range in.Ops {
 		if op.Process == history.Nemesis && op.Type == history.Invoke && op.F == "full" {
@@ -430,7 +430,7 @@ func refusals(in Input, pairs []history.Pair) Result {
 
 // processes: no server ends by itself, panics, or races. (P1)
 func processes(end End) Result {
-	r := Result{Check: "no server breaks down", Verdict: Pass, Looked: 1}
+	r := Result{Verdict: Pass, Looked: 1}
 	for _, l := range slices.Concat(end.Ended, end.Logs) {
 		r.problem(0, "%s", strings.TrimSpace(l))
 	}

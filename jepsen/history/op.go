@@ -22,6 +22,9 @@ const (
 	Write   = "write" // of the protected register, outside of the cluster
 	Queued  = "queued"
 	Death   = "death" // of the process that owned a hold
+
+	Stopped   = "stopped" // the process that owns a hold
+	Continued = "continued"
 )
 
 // Busy is the Error of an Acquire that was told so, and Unsent of one that has

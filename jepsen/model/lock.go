@@ -34,6 +34,23 @@ type Input struct {
 	Lock   string
 	Client string
 	Token  uint64 // Release, Expire; 0 when the client never learned it
+	Owner  string // Expire: whose hold it was, where that is known
+	Mode   string // Acquire: Shared, Slots, or exclusive if empty
+	Slots  int    // with mode Slots
+
+	// Locks are all that an operation names; At is where they are in a joint state. Of
+	// an Acquire they are in the order of the request, and All says that it wanted all.
+	Locks []string
+	At    []int
+	All   bool
+	// First says that an Acquire of any did not wait: it got the first that was free.
+	First bool
+	// Queue says that others may wait in front of a free lock, or of one with room.
+	Queue bool
+	// Prev is the greatest token below that of an Acquire that was granted, of the same
+	// state. It was granted before, which saves the search from trying other orders.
+	Prev uint64
+
 	// Repeated allows a Release to be answered OK when the hold has ended some
 	// other way: a client that asked twice cannot tell whose doing it was.
 	Repeated bool
@@ -44,6 +61,9 @@ type Output struct {
 	Status Status
 	Owner  string // Read, Break: the owner; empty if the lock was free
 	Token  uint64 // Acquire OK; Read, 0 if it does not tell
+	// Locks are those that an Acquire got; At is where they are in a joint state.
+	Locks []string
+	At    []int
 }
 
 // State is a lock. It is comparable, so == and a cheap hash serve.
@@ -141,11 +161,7 @@ var Lock = porcupine.Model{
 	Equal: func(a, b any) bool { return a.(State) == b.(State) },
 	Hash: func(a any) uint64 {
 		s := a.(State)
-		h := s.Token*0x9e3779b97f4a7c15 ^ s.Last
-		for i := range len(s.Owner) {
-			h = (h ^ uint64(s.Owner[i])) * 1099511628211
-		}
-		return h
+		return hash(s.Token*golden^s.Last, s.Owner)
 	},
 	DescribeOperation: describe,
 	DescribeState: func(st any) string {
@@ -155,6 +171,17 @@ var Lock = porcupine.Model{
 		}
 		return fmt.Sprintf("%s #%d", s.Owner, s.Token)
 	},
+}
+
+// golden is the golden ratio in 64 bits, which spreads small numbers.
+const golden = 0x9e3779b97f4a7c15
+
+// hash goes on with FNV-1a from h.
+func hash(h uint64, s string) uint64 {
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
+	}
+	return h
 }
 
 // Forever is the return time of an operation whose outcome is unknown.
@@ -167,12 +194,21 @@ func describe(i, o any) string {
 	switch {
 	case in.Kind == Acquire && out.Status == OK:
 		end = fmt.Sprintf("#%d", out.Token)
+		if len(in.Locks) > 1 {
+			end += fmt.Sprintf(" of %v", out.Locks)
+		}
 	case in.Kind == Read && out.Owner == "":
 		end = "free"
 	case in.Kind == Read:
 		end = out.Owner
 	case in.Token != 0:
 		what += fmt.Sprintf(" #%d", in.Token)
+	}
+	if in.Mode != "" {
+		what += " " + in.Mode
+	}
+	if len(in.Locks) > 1 {
+		what += fmt.Sprintf(" %v", in.Locks)
 	}
 	return fmt.Sprintf("%s %s -> %s", in.Client, what, end)
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/lockerd/lockerd/jepsen/check"
-	"github.com/lockerd/lockerd/jepsen/model"
 	"github.com/lockerd/lockerd/jepsen/run"
 )
 
@@ -45,8 +44,8 @@ func Write(dir string, c run.Config, sum run.Summary, in check.Input, results []
 		Porcupine string
 	}{Config: c, Summary: sum, Verdict: verdict, Results: results, Latencies: h.latencies()}
 	if failedModel(results) {
-		if info, ok := check.Explain(in); ok {
-			if err := porcupine.VisualizePath(model.Lock, info, filepath.Join(dir, porcupineFile)); err != nil {
+		if m, info, ok := check.Explain(in); ok {
+			if err := porcupine.VisualizePath(m, info, filepath.Join(dir, porcupineFile)); err != nil {
 				return fmt.Errorf("write the report: %w", err)
 			}
 			data.Porcupine = porcupineFile

@@ -103,9 +103,13 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	if slices.ContainsFunc(s.Nemesis, nemesis.Hastens) {
 		end.Hasten = nemesis.Fastest
 	}
+	before := s.usage(ctx)
 	err = s.faultsAndClients(ctx, &end)
 	if err == nil {
 		err = s.conclude(ctx, &end)
+	}
+	if err == nil {
+		end.Growth = s.growth(ctx, before)
 	}
 	end.Set = s.env.Register.Set()
 	s.awaitFence(tail, end.Fence)

@@ -179,9 +179,9 @@ func (c *Client) addByHolder(ctx context.Context, a gen.Action) error {
 
 // stopHolder stops a holder for longer than its lease.
 func (c *Client) stopHolder(ctx context.Context, h *holder, lock string) {
-	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: "stopped", Locks: []string{lock}, Owner: c.user})
+	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: history.Stopped, Locks: []string{lock}, Owner: c.user})
 	_ = h.cmd.Process.Signal(syscall.SIGSTOP)
 	_ = pause(ctx, holderPause)
 	_ = h.cmd.Process.Signal(syscall.SIGCONT)
-	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: "continued", Locks: []string{lock}, Owner: c.user})
+	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: history.Continued, Locks: []string{lock}, Owner: c.user})
 }
