@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"syscall"
 	"time"
 )
 
@@ -130,10 +132,13 @@ func (p *program) ask(ctx context.Context, method, path string, query url.Values
 
 // open sends a request. Its error is an answer (errRefused) or the lack of one.
 func (p *program) open(ctx context.Context, method, path string, query url.Values, body any) (*http.Response, error) {
-	if _, _, err := net.SplitHostPort(p.addr); err != nil {
+	host, web := p.addr, direct
+	if p.socket != "" {
+		host, web = "lockerd", overSocket(p.socket)
+	} else if _, _, err := net.SplitHostPort(p.addr); err != nil {
 		return nil, fmt.Errorf("--addr %s: wants host:port", p.addr)
 	}
-	u := url.URL{Scheme: "http", Host: p.addr, Path: path, RawQuery: query.Encode()}
+	u := url.URL{Scheme: "http", Host: host, Path: path, RawQuery: query.Encode()}
 	var content io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -144,12 +149,12 @@ func (p *program) open(ctx context.Context, method, path string, query url.Value
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), content)
 	if err != nil {
-		return nil, fmt.Errorf("--addr %s: %w", p.addr, err)
+		return nil, fmt.Errorf("%s: %w", p.where(), err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := direct.Do(req)
+	resp, err := web.Do(req)
 	if err != nil {
 		return nil, p.noAnswer(ctx, err)
 	}
@@ -162,16 +167,34 @@ func (p *program) open(ctx context.Context, method, path string, query url.Value
 	}
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if json.Unmarshal(b, &f) != nil || f.Error == "" {
-		return nil, fmt.Errorf("%w from %s: it answers %q, as no lockerd does: is --addr the HTTP port of a node?", errNoAnswer, p.addr, resp.Status)
+		return nil, fmt.Errorf("%w from %s: it answers %q, as no lockerd does: is that the HTTP port of a node?", errNoAnswer, p.where(), resp.Status)
 	}
 	if resp.StatusCode == http.StatusServiceUnavailable {
-		return nil, fmt.Errorf("%w from the cluster: %s says: %s", errNoAnswer, p.addr, f.Error)
+		return nil, fmt.Errorf("%w from the cluster: %s says: %s", errNoAnswer, p.where(), f.Error)
 	}
 	return nil, fmt.Errorf("%w: %s", errRefused, f.Error)
 }
 
 // direct goes by no proxy: nodes are reached as they are.
 var direct = &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}}
+
+// overSocket goes by a node's admin socket, one connection a request.
+func overSocket(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
+		},
+	}}
+}
+
+// where is whom lockctl asks.
+func (p *program) where() string {
+	if p.socket != "" {
+		return p.socket
+	}
+	return p.addr
+}
 
 func (p *program) noAnswer(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
@@ -181,14 +204,22 @@ func (p *program) noAnswer(ctx context.Context, err error) error {
 	if errors.As(err, &op) {
 		err = op.Err
 	}
-	return fmt.Errorf("%w from %s: %w (give another node's HTTP port with --addr)", errNoAnswer, p.addr, err)
+	switch {
+	case p.socket == "":
+		return fmt.Errorf("%w from %s: %w (give another node's HTTP port with --addr)", errNoAnswer, p.addr, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w: %s is for root and for the user that lockerd runs as", errRefused, p.socket)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w from %s: no lockerd serves this socket (give the one of its --admin with --admin)", errNoAnswer, p.socket)
+	}
+	return fmt.Errorf("%w from %s: %w", errNoAnswer, p.socket, err)
 }
 
 // show prints an answer: as it came with --json, else by text.
 func show[T any](p *program, answer []byte, text func(T)) error {
 	var v T
 	if err := json.Unmarshal(answer, &v); err != nil {
-		return fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.addr, err)
+		return fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.where(), err)
 	}
 	if !p.json {
 		text(v)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/lockerd/lockerd/job"
 )
 
 // version is set by the linker in releases.
@@ -25,6 +27,7 @@ const (
 	exitRefused = 1
 	exitUsage   = 64
 	exitSilent  = 69
+	exitThawed  = 76
 )
 
 var (
@@ -34,9 +37,27 @@ var (
 
 	// errNoAnswer is wrapped by errors that say nothing about the cluster's state.
 	errNoAnswer = errors.New("no answer")
+
+	// errThawed is wrapped by errors of freezes that ended before their commands did.
+	errThawed = errors.New("thawed too early")
 )
 
+// exitStatus is the status of a command that lockctl has run, or that of a signal:
+// there is nothing to say about it.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// interrupted is a signal that came before anything was frozen, or has ended the command.
+type interrupted struct{ syscall.Signal }
+
+func (i interrupted) Error() string { return i.String() }
+
+// startError says why the command could not be run.
+type startError struct{ error }
+
 func main() {
+	job.AtGate()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -45,7 +66,7 @@ func main() {
 
 // run is the program. It returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(stdout)
+	root := newRoot(stdout, stderr)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -53,8 +74,24 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	var stopped interrupted
+	if errors.As(err, &stopped) {
+		if stopped.Signal == syscall.SIGINT && job.HasTerminal() {
+			job.Interrupt()
+		}
+		return 128 + int(stopped.Signal)
+	}
 	fmt.Fprintf(stderr, "lockctl: %v\n", err)
+	var start startError
 	switch {
+	case errors.As(err, &start):
+		return job.StartCode(start.error)
+	case errors.Is(err, errThawed):
+		return exitThawed
 	case errors.Is(err, errRefused):
 		return exitRefused
 	case errors.Is(err, errNoAnswer):
@@ -66,29 +103,40 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // program is what the commands share.
 type program struct {
 	out     io.Writer
+	errs    io.Writer // what lockctl itself has to say while a command runs
 	addr    string
+	admin   string // the socket for those who may freeze
+	socket  string // go by this one, and not by addr
 	timeout time.Duration
 	json    bool
 }
 
-func newRoot(stdout io.Writer) *cobra.Command {
-	p := &program{out: stdout}
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	p := &program{out: stdout, errs: stderr}
 	root := &cobra.Command{
 		Use:   "lockctl",
 		Short: "Show and administer a lock cluster",
-		Long: `lockctl shows and administers a lock cluster, by way of any node's HTTP port.
+		Long: `lockctl shows and administers a lock cluster, by way of any node's HTTP port; freezing
+goes by the admin socket of a node on this host.
 
-Exit status:
+Exit status: with a command to run, as in freeze and fsfreeze, the command's own, 128+n if
+signal n ended it; and
    0  done
-   1  refused, or nothing to do
+   1  refused, or nothing to do; the command was not run
   64  wrong option or argument
-  69  no answer: the node cannot be reached, or the cluster has no leader`,
+  69  no answer: the node cannot be reached, or the cluster has no leader
+  76  a freeze ended before its command had, which was ended because of that
+ 126  the command cannot be executed
+ 127  there is no such command`,
 		Example: `  lockctl status
   lockctl locks --lock build
   lockctl break build --fence 4711
   lockctl watch --json | jq .
   lockctl transfer lock2
   lockctl remove lock3
+  lockctl fsfreeze --node db1,db2,db3 /data -- ssh array snapshot vol7
+  lockctl freeze --node n3 --tree 4711 -- ssh n3 gcore 4711
+  lockctl orders
   lockctl --addr node2:1755 members`,
 		Version:           version,
 		SilenceErrors:     true,
@@ -106,8 +154,15 @@ Exit status:
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&p.addr, "addr", addr, "HTTP `address` of a node; $LOCKERD_HTTP sets the default")
+	f.StringVar(&p.admin, "admin", adminSocket(os.Geteuid(), os.Getenv), "admin `socket` of a node on this host; $LOCKERD_ADMIN sets the default")
 	f.DurationVar(&p.timeout, "timeout", 20*time.Second, "longest `time` to wait for an answer")
 	f.BoolVar(&p.json, "json", false, "print JSON, for programs")
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
+		if cmd.Flags().Changed("admin") {
+			p.socket = p.admin
+		}
+	}
+	root.AddCommand(p.freezeCommand(), p.fsfreezeCommand(), p.thawCommand(), p.fsthawCommand(), p.ordersCommand())
 	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand(), p.removeCommand())
 	return root
 }

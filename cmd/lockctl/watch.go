@@ -81,10 +81,10 @@ func (p *program) printEvent(line []byte) error {
 	}
 	var e event
 	if err := json.Unmarshal(line, &e); err != nil {
-		return fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.addr, err)
+		return fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.where(), err)
 	}
 	if e.Error != "" {
-		return fmt.Errorf("%w any more from %s: %s", errNoAnswer, p.addr, e.Error)
+		return fmt.Errorf("%w any more from %s: %s", errNoAnswer, p.where(), e.Error)
 	}
 	if p.json {
 		_, err := fmt.Fprintf(p.out, "%s\n", line)
