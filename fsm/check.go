@@ -32,9 +32,6 @@ func (m *Machine) Check() error {
 	if err := m.checkRemoved(); err != nil {
 		return err
 	}
-	if err := m.checkOrders(); err != nil {
-		return err
-	}
 	return m.checkIndexes()
 }
 

@@ -22,12 +22,6 @@ const (
 	kindRemoveServer
 )
 
-const (
-	kindOrderOpen byte = iota + 32
-	kindOrderReport
-	kindOrderEnd
-)
-
 // Flags of requests and of holds.
 const (
 	flagBlock = 1 << iota
@@ -95,7 +89,7 @@ func DecodeProposal(b []byte) (Proposal, []byte, error) {
 func (r *reader) proposal() Proposal {
 	r.version()
 	kind := r.byte()
-	if r.err == nil && kind > kindRemoveServer && (kind < kindOrderOpen || kind > kindOrderEnd) {
+	if r.err == nil && kind > kindRemoveServer {
 		r.err, r.b = fmt.Errorf("%w (command kind %d is not known here)", ErrNewer, kind), nil
 	}
 	body := r.sub(MaxCommand, "command")
@@ -133,12 +127,6 @@ func kindOf(c Command) byte {
 		return kindNodesBack
 	case RemoveServer:
 		return kindRemoveServer
-	case OrderOpen:
-		return kindOrderOpen
-	case OrderReport:
-		return kindOrderReport
-	case OrderEnd:
-		return kindOrderEnd
 	}
 	return 0
 }
@@ -177,12 +165,6 @@ func appendCommand(b []byte, c Command) []byte {
 		b = appendNumbers(b, c.Nodes)
 	case RemoveServer:
 		b = appendRemoveServer(b, c)
-	case OrderOpen:
-		b = appendOrderOpen(b, c)
-	case OrderReport:
-		b = appendOrderReport(b, c)
-	case OrderEnd:
-		b = appendOrderEnd(b, c)
 	}
 	return b
 }
@@ -219,12 +201,6 @@ func (r *reader) command(kind byte) Command {
 		return NodesBack{Nodes: readNumbers[Incarnation](r)}
 	case kindRemoveServer:
 		return r.removeServer()
-	case kindOrderOpen:
-		return r.orderOpen()
-	case kindOrderReport:
-		return r.orderReport()
-	case kindOrderEnd:
-		return r.orderEnd()
 	}
 	r.fail("command kind %d", kind)
 	return nil

@@ -9,9 +9,6 @@ import (
 // maxOutcome bounds the encoding of one result or event.
 const maxOutcome = 512 << 10
 
-// resultOfOrder is set beside a result's code where an order's id follows the rest.
-const resultOfOrder = 0x80
-
 // AppendResult appends the encoding of r, which knows its own length:
 //
 //	version, uvarint length, fields
@@ -34,11 +31,7 @@ func DecodeResult(b []byte) (Result, []byte, error) {
 }
 
 func appendResult(b []byte, r Result) []byte {
-	code := byte(r.Code)
-	if r.Order != 0 {
-		code |= resultOfOrder
-	}
-	b = append(b, code)
+	b = append(b, byte(r.Code))
 	b = binary.AppendUvarint(b, uint64(r.Fence))
 	b = appendStrings(b, r.Locks)
 	b = appendString(b, r.Owner)
@@ -51,16 +44,11 @@ func appendResult(b []byte, r Result) []byte {
 		b = appendProcess(b, c.Process)
 	}
 	b = binary.AppendUvarint(b, uint64(r.Node))
-	b = appendString(b, r.Reason)
-	if r.Order != 0 {
-		b = binary.AppendUvarint(b, uint64(r.Order))
-	}
-	return b
+	return appendString(b, r.Reason)
 }
 
 func (r *reader) result() Result {
-	code := r.byte()
-	v := Result{Code: Code(code &^ resultOfOrder)}
+	v := Result{Code: Code(r.byte())}
 	if v.Code > Superseded {
 		r.fail("result code %d", v.Code)
 	}
@@ -78,19 +66,12 @@ func (r *reader) result() Result {
 	}
 	v.Node = Incarnation(r.uvarint())
 	v.Reason = r.text(MaxReason, "reason")
-	if code&resultOfOrder != 0 {
-		if v.Order = OrderID(r.uvarint()); v.Order == 0 {
-			r.fail("order 0")
-		}
-	}
 	return v
 }
 
 // AppendEvent appends the encoding of e, which knows its own length:
 //
 //	version, kind, uvarint length, fields
-//
-// An order has to be that of one node ([Order.For]), or it may be too long to be read.
 func AppendEvent(dst []byte, e Event) []byte {
 	dst = append(dst, version, byte(e.Kind))
 	start := len(dst)
@@ -107,9 +88,6 @@ func AppendEvent(dst []byte, e Event) []byte {
 	dst = append(dst, byte(e.Cause))
 	dst = appendString(dst, e.By)
 	dst = binary.AppendUvarint(dst, uint64(e.At))
-	if e.Order != nil {
-		dst = appendOrder(dst, e.Order)
-	}
 	return prefixLen(dst, start)
 }
 
@@ -120,7 +98,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e := Event{Kind: EventKind(r.byte())}
 	switch {
 	case r.err != nil:
-	case e.Kind > EventOrderClosed:
+	case e.Kind > EventBack:
 		r.err = fmt.Errorf("%w (event kind %d is not known here)", ErrNewer, e.Kind)
 	case e.Kind == 0:
 		r.fail("event kind 0")
@@ -137,14 +115,11 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e.Process = body.process()
 	e.Autounlock = body.bool()
 	e.Cause = Cause(body.byte())
-	if e.Cause > CauseOrder {
+	if e.Cause > CauseNodeGone {
 		body.fail("cause %d", e.Cause)
 	}
 	e.By = body.text(MaxOwner, "name of who breaks")
 	e.At = body.millis()
-	if e.OfOrder() {
-		e.Order = body.order()
-	}
 	if err := body.end(); err != nil {
 		return Event{}, nil, fmt.Errorf("reading an event: %w", err)
 	}

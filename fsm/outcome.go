@@ -30,8 +30,7 @@ type Result struct {
 	Broken []string // Break: the owners whose holds were ended, each once, up to the same bound
 	Checks []Check  // Acquire with autounlock: busy locks passed over whose holder has autounlock too, in order
 	Node   Incarnation
-	Order  OrderID // OrderOpen, OrderEnd
-	Reason string  // Refused
+	Reason string // Refused
 }
 
 // Check names a holder that may be dead (autounlock_check on the wire).
@@ -60,19 +59,10 @@ const (
 
 	EventAway // the node of a wait is out of touch: others may pass it
 	EventBack // it is in touch again, or its client has asked by another node: none may any more
-
-	// Of an order, which Event.Order is as it was then; of the other fields, By and At
-	// alone are set.
-	EventOrderOpened
-	EventOrderFreezing // all nodes are ready, and are to go on
-	EventOrderFrozen   // all have
-	EventOrderEnded    // all are to undo it
-	EventOrderClosed   // all have
 )
 
 func (k EventKind) String() string {
-	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back",
-		"order-opened", "order-freezing", "order-frozen", "order-ended", "order-closed")
+	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back")
 }
 
 // Cause says why a hold or a wait ended.
@@ -87,11 +77,10 @@ const (
 	CauseProcessGone       // its process ended
 	CauseUndelivered       // the client had gone: Withdraw
 	CauseNodeGone          // the node it waited by is gone
-	CauseOrder             // the order that it was held for is closed
 )
 
 func (c Cause) String() string {
-	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node", "order")
+	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node")
 }
 
 func word(i int, words ...string) string {
@@ -119,11 +108,7 @@ type Event struct {
 	Cause      Cause
 	By         string
 	At         Millis
-	Order      *Order
 }
-
-// OfOrder reports whether the event is of an order.
-func (e Event) OfOrder() bool { return e.Kind >= EventOrderOpened }
 
 // Outcome is what applying an entry gave: one result a proposal, and the events.
 type Outcome struct {

@@ -18,8 +18,9 @@ func TestAgainstNode(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", bin, "../lockerd").CombinedOutput(); err != nil {
 		t.Fatalf("build lockerd: %v\n%s", err, out)
 	}
+	admin := filepath.Join(t.TempDir(), "admin")
 	cmd := exec.CommandContext(t.Context(), bin, "--port", "0", "--peer", "127.0.0.1:0", "--gossip", "off", "--http", "127.0.0.1:0",
-		"--data-dir", t.TempDir(), "--name", "n1")
+		"--data-dir", t.TempDir(), "--name", "n1", "--admin", admin)
 	log, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

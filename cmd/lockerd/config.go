@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,7 +83,7 @@ func kindOf(f *pflag.Flag) string {
 func tomlValue(v any, kind string) (string, error) {
 	switch v := v.(type) {
 	case string:
-		if kind == "string" || kind == "stringSlice" || kind == "port" {
+		if kind == "string" || kind == "stringSlice" || kind == "duration" || kind == "port" {
 			return v, nil
 		}
 	case int64:
@@ -111,6 +112,7 @@ var wants = map[string]string{
 	"string":      `a text in quotes`,
 	"port":        `a number, or a service name in quotes`,
 	"stringSlice": `a list of texts in quotes`,
+	"duration":    `a time in quotes, as in "30s"`,
 	"int":         `a whole number`,
 	"bool":        `true or false`,
 }
@@ -164,8 +166,49 @@ func (o *options) validate(ctx context.Context) error {
 			return usagef("--http %s: %w", o.http, err)
 		}
 	}
+	if err := o.validateExecutors(os.Geteuid()); err != nil {
+		return err
+	}
 	return o.validateReach(ctx)
 }
+
+// What --executors can name.
+const (
+	executorProcs = "procs"
+	executorFS    = "fs"
+)
+
+func (o *options) validateExecutors(uid int) error {
+	for _, x := range o.executors {
+		switch x {
+		case executorProcs, executorFS:
+		case "checkpoint":
+			return usagef("--executors %s: that is not there yet", x)
+		default:
+			return usagef("--executors %q: there are procs and fs", x)
+		}
+	}
+	on := len(o.executors) > 0
+	switch {
+	case on && uid != 0:
+		return usagef("--executors: only root can freeze: run lockerd as root, or leave it out")
+	case o.hooks != "" && !on:
+		return usagef("--hooks are run by executors: say which with --executors")
+	case o.hooks != "" && !filepath.IsAbs(o.hooks):
+		return usagef("--hooks %s: wants the whole path from /", o.hooks)
+	case o.hookTimeout <= 0 || o.hookTimeout > maxHookTimeout:
+		return usagef("--hook-timeout %v: wants more than 0 and at most %v", o.hookTimeout, maxHookTimeout)
+	}
+	for _, p := range o.protect {
+		if !filepath.IsAbs(p) {
+			return usagef("--protect %s: wants the whole path from /", p)
+		}
+	}
+	return nil
+}
+
+// maxHookTimeout is what remains of the time that nodes have to prepare for an order.
+const maxHookTimeout = 30 * time.Second
 
 // validateReach checks what other hosts can reach, and whether they can.
 func (o *options) validateReach(ctx context.Context) error {

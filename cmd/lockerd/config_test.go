@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // env makes a getenv of pairs, with a home so that there is a data directory.
@@ -34,13 +35,22 @@ http = "off"
 join = ["a:1", "b:2"]
 bootstrap-expect = 3
 insecure = true
+executors = ["procs", "fs"]
+hooks = "/file"
+hook-timeout = "5s"
+protect = ["/srv/a", "/srv/b"]
+admin = "/file.sock"
 `)
-	o, _, err := parse([]string{"--config", file, "--name=flag"}, env("LOCKERD_NAME", "env", "LOCKERD_HOST", "h.env", "LOCKERD_DATA_DIR", "/d"))
+	o, _, err := parse([]string{"--config", file, "--name=flag"}, env("LOCKERD_NAME", "env", "LOCKERD_HOST", "h.env", "LOCKERD_DATA_DIR", "/d",
+		"LOCKERD_EXECUTORS", "fs", "LOCKERD_ADMIN", "/env.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if o.name != "flag" || o.host != "h.env" || o.http != off || o.dataDir != "/d" || o.expect != 3 || !o.insecure {
 		t.Errorf("%+v", o)
+	}
+	if strings.Join(o.executors, " ") != "fs" || o.hooks != "/file" || o.hookTimeout != 5*time.Second || strings.Join(o.protect, " ") != "/srv/a /srv/b" || o.admin != "/env.sock" {
+		t.Errorf("executors: %+v", o)
 	}
 	if strings.Join(o.join, " ") != "a:1 b:2" {
 		t.Errorf("join %q", o.join)
@@ -140,6 +150,13 @@ func TestMistakes(t *testing.T) {
 		{"--peer 0.0.0.0:1753 --insecure", "say with --advertise"},
 		{"--advertise 0.0.0.0 --insecure", "no address that others can use"},
 		{"--config /nonexistent", "/nonexistent"},
+		{"--executors all", `"all": there are procs and fs`},
+		{"--executors procs,checkpoint", "checkpoint: that is not there yet"},
+		{"--hooks /etc/hooks", "say which with --executors"},
+		{"--hook-timeout soon", "hook-timeout"},
+		{"--hook-timeout 0s", "--hook-timeout 0s: wants more than 0"},
+		{"--hook-timeout 1h", "at most 30s"},
+		{"--protect data", "--protect data: wants the whole path"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
 			o, _, err := parse(strings.Split(c.args, " "), env())
@@ -148,6 +165,20 @@ func TestMistakes(t *testing.T) {
 			}
 			wantUsage(t, err, c.want)
 		})
+	}
+	for _, c := range []struct {
+		uid  int
+		args string
+		want string
+	}{
+		{7, "--executors fs", "only root can freeze"},
+		{0, "--executors fs --hooks hooks.d", "--hooks hooks.d: wants the whole path"},
+	} {
+		o, _, err := parse(strings.Fields(c.args), env())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantUsage(t, o.validateExecutors(c.uid), c.want)
 	}
 	o, _, err := parse(nil, func(string) string { return "" })
 	if err != nil {
@@ -202,6 +233,7 @@ func TestFileMistakes(t *testing.T) {
 		{"# no\n\n[peer]\naddr = \"x\"\n", "line 3: peer: wants a text"},
 		{"[tls]\ncert = \"x\"\n", `line 1: unknown key "tls"`},
 		{"name = 5\n", "line 1: name: wants a text in quotes"},
+		{"hook-timeout = 30\n", `line 1: hook-timeout: wants a time in quotes, as in "30s"`},
 		{"\ndebug = \"yes\"\n", "line 2: debug: wants true or false"},
 		{"bootstrap-expect = \"3\"\n", "wants a whole number"},
 		{"pidstat-port = true\n", "line 1: pidstat-port: wants a number, or a service name"},

@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/lockerd/lockerd/freezer"
 )
 
 // options are the settings of a node, from wherever they came.
@@ -25,6 +28,10 @@ type options struct {
 	http, advertise  string
 	insecure         bool
 	config           string
+
+	executors, protect []string
+	hooks, admin       string
+	hookTimeout        time.Duration
 
 	set map[string]string // where each option that was given came from, for messages
 }
@@ -52,6 +59,11 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.http, "http", "127.0.0.1:1755", "`address` of the status page, the API and metrics, or off")
 	fs.StringVar(&o.advertise, "advertise", "", "host `name` or address under which other nodes reach this one (default that of --peer)")
 	fs.BoolVar(&o.insecure, "insecure", false, "let peers and gossip leave this host without encryption or a key")
+	fs.StringSliceVar(&o.executors, "executors", nil, "let orders of the cluster freeze on this host: `procs` for processes, fs for file systems, or both; takes root")
+	fs.StringVar(&o.hooks, "hooks", "", "`directory` of programs that are run with freeze before a freeze and with thaw after it")
+	fs.DurationVar(&o.hookTimeout, "hook-timeout", freezer.DefaultHookTimeout, "how long one of them may take")
+	fs.StringSliceVar(&o.protect, "protect", nil, "`paths` whose file systems are never frozen, beside those that never are")
+	fs.StringVar(&o.admin, "admin", "", "`socket` for those who may order a freeze, root and the user that lockerd runs as, or off (default admin.sock in $RUNTIME_DIRECTORY, or for root in /run/lockerd, else in $XDG_RUNTIME_DIR/lockerd)")
 	fs.StringVar(&o.config, "config", "", "read options from this TOML `file`")
 	fs.BoolVar(&o.debug, "debug", false, "log every step")
 	fs.BoolVar(&o.nofork, "nofork", false, "accepted for old command lines: lockerd never forks")
@@ -146,7 +158,26 @@ func (o *options) complete(getenv func(string) string) error {
 			o.dataDir += "-agent" // a server may be on the same host
 		}
 	}
+	if o.admin == "" {
+		o.admin = adminSocket(os.Geteuid(), getenv)
+	}
 	return nil
+}
+
+// adminSocket is where lockctl looks for it as well. Off if there is no place for it.
+func adminSocket(uid int, getenv func(string) string) string {
+	dir, _, _ := strings.Cut(getenv("RUNTIME_DIRECTORY"), ":") // systemd.exec(5)
+	switch {
+	case filepath.IsAbs(dir):
+	case uid == 0:
+		dir = "/run/lockerd"
+	default:
+		if dir = getenv("XDG_RUNTIME_DIR"); !filepath.IsAbs(dir) {
+			return off
+		}
+		dir = filepath.Join(dir, "lockerd")
+	}
+	return filepath.Join(dir, "admin.sock")
 }
 
 // stateDir is where a user's programs keep what must survive a restart (XDG Base
@@ -233,6 +264,11 @@ As leader it asks the pidstatd of hosts that have no node, on the same port, whe
 the processes there that hold locks are dead. With --pidstat-port 0 it does neither:
 what such processes hold when they die has to be broken by hand.
 
+With --executors the node carries out what lockctl freeze and lockctl fsfreeze order,
+also by way of other nodes. What it has frozen thaws when the time of the order is
+up, when the node is killed, stopped, or out of touch with the cluster. The file
+systems of /, /usr, /var, /run and /tmp, of --data-dir and of --protect are refused.
+
 Options:
 `
 
@@ -264,6 +300,8 @@ Examples:
           --advertise a --insecure             node a of three, on a trusted network
   lockerd --agent --join a:1754,b:1754 --gossip 0.0.0.0:1754 \
           --advertise x --insecure             on another host x of that farm
+  lockerd --agent --join a:1754 --gossip 0.0.0.0:1754 --advertise x --insecure \
+          --executors fs --hooks /etc/lockerd/hooks.d     which may freeze file systems
 `
 
 func help(fs *pflag.FlagSet) string { return helpHead + fs.FlagUsagesWrapped(80) + helpTail }

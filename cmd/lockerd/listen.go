@@ -22,6 +22,7 @@ type listeners struct {
 	client, peer, http net.Listener // nil if off
 	pidstat            *net.UDPConn // likewise
 	pidstatPort        uint16       // also that of other hosts; 0 for none
+	admin              *adminPort   // likewise
 }
 
 func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, err error) {
@@ -50,6 +51,9 @@ func (o *options) listen(ctx context.Context, log hclog.Logger) (l listeners, er
 	if err == nil && l.pidstatPort != 0 {
 		l.pidstat, err = o.listenPidstat(ctx, l.pidstatPort, pidprobe.Here(), log)
 	}
+	if err == nil {
+		l.admin, err = o.listenAdmin(log)
+	}
 	return l, err
 }
 
@@ -63,6 +67,16 @@ func (l *listeners) close() {
 	if l.pidstat != nil {
 		l.pidstat.Close()
 	}
+	if l.admin != nil {
+		l.admin.Close()
+	}
+}
+
+func (l *listeners) adminAddress() string {
+	if l.admin == nil {
+		return off
+	}
+	return address(l.admin)
 }
 
 func listenTCP(ctx context.Context, flag, addr string) (net.Listener, error) {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/cluster"
+	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
@@ -47,6 +48,7 @@ const maxWeb = 512
 const stopTime = 5 * time.Second
 
 func main() {
+	freezer.AtGuard()
 	// A log that nobody reads any more must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
@@ -83,8 +85,15 @@ func run(args []string, getenv func(string) string, signals <-chan os.Signal, st
 		return complain(stderr, err)
 	}
 	defer ports.close()
-	node, err := cluster.Open(ctx, o.cluster(ports, log))
+	cfg := o.cluster(ports, log)
+	if cfg.Executor, err = o.openExecutor(ports.admin, log); err != nil {
+		return complain(stderr, err)
+	}
+	node, err := cluster.Open(ctx, cfg)
 	if err != nil {
+		if cfg.Executor != nil {
+			_ = cfg.Executor.Close() // it holds nothing
+		}
 		return complain(stderr, err)
 	}
 	return o.serve(ports, node, signals, getenv("NOTIFY_SOCKET"), log)
@@ -123,16 +132,25 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.Signal, socket string, log hclog.Logger) int {
 	web := cluster.NewHTTPServer(node, log.Named("http"), o.webNames()...)
 	defer servePidstat(ports.pidstat, log)()
-	failed := make(chan error, 1)
+	failed := make(chan error, 2)
+	serve := func(ln net.Listener) {
+		if err := web.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+	}
+	if ports.admin != nil {
+		web.ConnState = ports.admin.note
+		go serve(ports.admin.Listener)
+	}
 	if ports.http != nil {
-		go func() {
-			if err := web.Serve(netutil.LimitListener(ports.http, maxWeb)); !errors.Is(err, http.ErrServerClosed) {
-				failed <- err
-			}
-		}()
+		go serve(netutil.LimitListener(ports.http, maxWeb))
 	}
 	log.Info("serving", "name", o.name, "version", version, "clients", address(ports.client),
-		"http", address(ports.http), "peers", address(ports.peer), "pidstat", packetAddress(ports.pidstat), "data", o.dataDir)
+		"http", address(ports.http), "peers", address(ports.peer), "pidstat", packetAddress(ports.pidstat),
+		"admin", ports.adminAddress(), "data", o.dataDir)
+	if len(o.executors) > 0 {
+		log.Info("orders of the cluster may freeze here", "executors", strings.Join(o.executors, ","), "hooks", o.hooks)
+	}
 	tell(log, socket, "READY=1\n")
 
 	code := await(node, signals, failed, log)
@@ -171,7 +189,7 @@ func await(node *cluster.Node, signals <-chan os.Signal, failed <-chan error, lo
 			log.Info("stopping", "signal", s.String())
 			return exitOK
 		case err := <-failed:
-			log.Error("the HTTP port failed", "error", err)
+			log.Error("the HTTP port or the admin socket failed", "error", err)
 			return exitServe
 		case <-node.Done():
 			// The node has logged why.

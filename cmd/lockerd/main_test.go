@@ -36,7 +36,7 @@ type daemon struct {
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	base := []string{
-		"--port", "0", "--pidstat-port", "0", "--peer", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--http", "127.0.0.1:0",
+		"--port", "0", "--pidstat-port", "0", "--peer", "127.0.0.1:0", "--gossip", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "off",
 		"--data-dir", filepath.Join(t.TempDir(), "data"), "--name", "n1",
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], append(base, args...)...)

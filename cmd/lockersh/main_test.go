@@ -83,7 +83,7 @@ func (n *node) start(ts *testscript.TestScript) {
 	ts.Check(err)
 	defer log.Close()
 	n.cmd = exec.Command(n.path, "--path", filepath.Join(n.dir, "sock"), "--data-dir", filepath.Join(n.dir, "data"),
-		"--peer", "127.0.0.1:0", "--gossip", "off", "--http", "off")
+		"--peer", "127.0.0.1:0", "--gossip", "off", "--http", "off", "--admin", "off")
 	n.cmd.Stderr = log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ts.Check(n.cmd.Start())

@@ -148,7 +148,7 @@ func TestRemoteHost(t *testing.T) {
 		},
 		"lockerd": func(r *remote) {
 			cmd := r.command(build(t, dir, "lockerd"), "--host", r.far, "--port", "0", "--gossip", "off", "--http", "off",
-				"--peer", "127.0.0.1:0", "--data-dir", t.TempDir(), "--name", "n1", "--pidstat-port", "1752")
+				"--peer", "127.0.0.1:0", "--data-dir", t.TempDir(), "--name", "n1", "--pidstat-port", "1752", "--admin", "off")
 			out, err := cmd.StderrPipe()
 			if err != nil {
 				t.Fatal(err)

@@ -117,6 +117,7 @@ func New(o Options) (*Cluster, error) {
 			"--name", name, "--data-dir", filepath.Join(d.Dir, "data"), "--host", h.IP, "--port", clientPort,
 			"--peer", net.JoinHostPort(h.IP, peerPort), "--gossip", net.JoinHostPort(h.IP, gossipPort),
 			"--http", net.JoinHostPort(h.IP, httpPort), "--advertise", h.IP, "--insecure",
+			"--admin", filepath.Join(o.Disks, name+".admin"),
 		}
 		if o.Nodes > 1 {
 			args = append(args, "--bootstrap-expect", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","))

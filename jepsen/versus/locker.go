@@ -82,7 +82,7 @@ func lockersh(p Programs, dir string) *locker {
 			Name: "lockerd " + name, Path: p.Lockerd, Log: filepath.Join(dir, name+".log"),
 			Args: []string{
 				"--name", name, "--data-dir", filepath.Join(dir, name), "--host", a, "--peer", a + ":1753", "--gossip", a + ":1754",
-				"--http", a + ":1755", "--bootstrap-expect", fmt.Sprint(nodes), "--join", strings.Join(join, ","),
+				"--http", a + ":1755", "--admin", "off", "--bootstrap-expect", fmt.Sprint(nodes), "--join", strings.Join(join, ","),
 			},
 		})
 		l.ready = append(l.ready, "http://"+a+":1755/readyz")

@@ -26,6 +26,12 @@ type Options struct {
 	Args  []string // further arguments of every node
 	// Files bounds the open files of each node. 0 means our own bound.
 	Files uint64
+	// Run is a directory in memory for what nodes with executors freeze, each in one of
+	// its own there. Empty is that of the host, which all would share.
+	Run string
+	// Wrap, if not nil, is a command that executes what is appended to it: the node of
+	// that name.
+	Wrap func(name string) []string
 }
 
 const (
@@ -104,7 +110,7 @@ func (f *Farm) build(o Options, binary string) error {
 		join = append(join, a.Gossip())
 	}
 	for i, a := range addrs {
-		n := &Node{Address: a, binary: binary, files: o.Files}
+		n := &Node{Address: a, command: []string{binary}, files: o.Files}
 		kind := []string{"--bootstrap-expect", fmt.Sprint(o.Servers), "--peer", a.Peer()}
 		if i < o.Servers {
 			n.Name = fmt.Sprintf("n%d", i+1)
@@ -116,7 +122,7 @@ func (f *Farm) build(o Options, binary string) error {
 		n.log = n.dir + ".log"
 		n.args = append([]string{
 			"--name", n.Name, "--data-dir", n.dir, "--host", a.Host, "--port", fmt.Sprint(a.Port),
-			"--gossip", a.Gossip(), "--http", a.HTTP(),
+			"--gossip", a.Gossip(), "--http", a.HTTP(), "--admin", n.Admin(),
 		}, kind...)
 		if all > 1 {
 			n.args = append(n.args, "--join", strings.Join(join, ","))
@@ -124,6 +130,12 @@ func (f *Farm) build(o Options, binary string) error {
 		if o.Hosts {
 			n.host = f.net.hosts[i]
 			n.args = append(n.args, "--advertise", a.Host, "--insecure")
+		}
+		if o.Wrap != nil {
+			n.command = append(o.Wrap(n.Name), binary)
+		}
+		if o.Run != "" {
+			n.env = []string{"FREEZER_RUN=" + filepath.Join(o.Run, n.Name)}
 		}
 		n.named = o.Hosts || o.Named
 		n.args = append(n.args, o.Args...)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,13 +21,14 @@ type Node struct {
 	Name string
 	Address
 
-	binary string
-	args   []string
-	dir    string
-	log    string
-	host   *host // nil = this one
-	named  bool  // its host has a name of its own
-	files  uint64
+	command []string // the program, and what it is started by
+	args    []string
+	env     []string // beside ours
+	dir     string
+	log     string
+	host    *host // nil = this one
+	named   bool  // its host has a name of its own
+	files   uint64
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed once the process has been reaped
@@ -34,6 +36,9 @@ type Node struct {
 
 // DataDir is where the node keeps its data.
 func (n *Node) DataDir() string { return n.dir }
+
+// Admin is the node's admin socket.
+func (n *Node) Admin() string { return n.dir + ".admin" }
 
 // Start runs the node. It does not wait until the node serves.
 func (n *Node) Start() error {
@@ -45,8 +50,8 @@ func (n *Node) Start() error {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
 	defer log.Close()
-	cmd := exec.Command(n.binary, n.args...)
-	cmd.Env = Environ()
+	cmd := exec.Command(n.command[0], slices.Concat(n.command[1:], n.args)...)
+	cmd.Env = append(Environ(), n.env...)
 	cmd.Stderr, cmd.Stdout = log, log
 	// A terminal's Ctrl-C is for us: we end the nodes when we are done with them.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
