@@ -2,13 +2,16 @@ package fsm
 
 import "slices"
 
-// nodesAway has the places of nodes passed over from now on.
+// nodesAway has the places of nodes passed over from now on, and ends the orders that
+// need them.
 func (m *Machine) nodesAway(c NodesAway) Result {
 	var claims []*claim
+	var lost []Node
 	for _, n := range c.Nodes {
 		if s := m.session(n); s != nil && !s.node.Away {
 			s.node.Away = true
 			claims = append(claims, s.claims()...)
+			lost = append(lost, s.node)
 		}
 	}
 	slices.SortFunc(claims, byAge)
@@ -19,6 +22,9 @@ func (m *Machine) nodesAway(c NodesAway) Result {
 	// Who stood behind them may be granted what they could not be yet.
 	for _, cl := range claims {
 		m.touchAll(cl)
+	}
+	for _, n := range lost {
+		m.nodeLost(n, OrderNodeAway)
 	}
 	m.settle()
 	return Result{}

@@ -32,6 +32,9 @@ func (m *Machine) Check() error {
 	if err := m.checkRemoved(); err != nil {
 		return err
 	}
+	if err := m.checkOrders(); err != nil {
+		return err
+	}
 	return m.checkIndexes()
 }
 

@@ -22,6 +22,12 @@ const (
 	kindRemoveServer
 )
 
+const (
+	kindOrderOpen byte = iota + 32
+	kindOrderReport
+	kindOrderEnd
+)
+
 // Flags of requests and of holds.
 const (
 	flagBlock = 1 << iota
@@ -89,7 +95,7 @@ func DecodeProposal(b []byte) (Proposal, []byte, error) {
 func (r *reader) proposal() Proposal {
 	r.version()
 	kind := r.byte()
-	if r.err == nil && kind > kindRemoveServer {
+	if r.err == nil && kind > kindRemoveServer && (kind < kindOrderOpen || kind > kindOrderEnd) {
 		r.err, r.b = fmt.Errorf("%w (command kind %d is not known here)", ErrNewer, kind), nil
 	}
 	body := r.sub(MaxCommand, "command")
@@ -127,6 +133,12 @@ func kindOf(c Command) byte {
 		return kindNodesBack
 	case RemoveServer:
 		return kindRemoveServer
+	case OrderOpen:
+		return kindOrderOpen
+	case OrderReport:
+		return kindOrderReport
+	case OrderEnd:
+		return kindOrderEnd
 	}
 	return 0
 }
@@ -165,6 +177,12 @@ func appendCommand(b []byte, c Command) []byte {
 		b = appendNumbers(b, c.Nodes)
 	case RemoveServer:
 		b = appendRemoveServer(b, c)
+	case OrderOpen:
+		b = appendOrderOpen(b, c)
+	case OrderReport:
+		b = appendOrderReport(b, c)
+	case OrderEnd:
+		b = appendOrderEnd(b, c)
 	}
 	return b
 }
@@ -201,6 +219,12 @@ func (r *reader) command(kind byte) Command {
 		return NodesBack{Nodes: readNumbers[Incarnation](r)}
 	case kindRemoveServer:
 		return r.removeServer()
+	case kindOrderOpen:
+		return r.orderOpen()
+	case kindOrderReport:
+		return r.orderReport()
+	case kindOrderEnd:
+		return r.orderEnd()
 	}
 	r.fail("command kind %d", kind)
 	return nil

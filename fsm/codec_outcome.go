@@ -9,6 +9,9 @@ import (
 // maxOutcome bounds the encoding of one result or event.
 const maxOutcome = 512 << 10
 
+// resultOfOrder is set beside a result's code where an order's id follows the rest.
+const resultOfOrder = 0x80
+
 // AppendResult appends the encoding of r, which knows its own length:
 //
 //	version, uvarint length, fields
@@ -31,7 +34,11 @@ func DecodeResult(b []byte) (Result, []byte, error) {
 }
 
 func appendResult(b []byte, r Result) []byte {
-	b = append(b, byte(r.Code))
+	code := byte(r.Code)
+	if r.Order != 0 {
+		code |= resultOfOrder
+	}
+	b = append(b, code)
 	b = binary.AppendUvarint(b, uint64(r.Fence))
 	b = appendStrings(b, r.Locks)
 	b = appendString(b, r.Owner)
@@ -44,11 +51,16 @@ func appendResult(b []byte, r Result) []byte {
 		b = appendProcess(b, c.Process)
 	}
 	b = binary.AppendUvarint(b, uint64(r.Node))
-	return appendString(b, r.Reason)
+	b = appendString(b, r.Reason)
+	if r.Order != 0 {
+		b = binary.AppendUvarint(b, uint64(r.Order))
+	}
+	return b
 }
 
 func (r *reader) result() Result {
-	v := Result{Code: Code(r.byte())}
+	code := r.byte()
+	v := Result{Code: Code(code &^ resultOfOrder)}
 	if v.Code > Superseded {
 		r.fail("result code %d", v.Code)
 	}
@@ -66,12 +78,19 @@ func (r *reader) result() Result {
 	}
 	v.Node = Incarnation(r.uvarint())
 	v.Reason = r.text(MaxReason, "reason")
+	if code&resultOfOrder != 0 {
+		if v.Order = OrderID(r.uvarint()); v.Order == 0 {
+			r.fail("order 0")
+		}
+	}
 	return v
 }
 
 // AppendEvent appends the encoding of e, which knows its own length:
 //
 //	version, kind, uvarint length, fields
+//
+// An order has to be that of one node ([Order.For]), or it may be too long to be read.
 func AppendEvent(dst []byte, e Event) []byte {
 	dst = append(dst, version, byte(e.Kind))
 	start := len(dst)
@@ -88,6 +107,9 @@ func AppendEvent(dst []byte, e Event) []byte {
 	dst = append(dst, byte(e.Cause))
 	dst = appendString(dst, e.By)
 	dst = binary.AppendUvarint(dst, uint64(e.At))
+	if e.Order != nil {
+		dst = appendOrder(dst, e.Order)
+	}
 	return prefixLen(dst, start)
 }
 
@@ -98,7 +120,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e := Event{Kind: EventKind(r.byte())}
 	switch {
 	case r.err != nil:
-	case e.Kind > EventBack:
+	case e.Kind > EventOrderClosed:
 		r.err = fmt.Errorf("%w (event kind %d is not known here)", ErrNewer, e.Kind)
 	case e.Kind == 0:
 		r.fail("event kind 0")
@@ -115,11 +137,14 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e.Process = body.process()
 	e.Autounlock = body.bool()
 	e.Cause = Cause(body.byte())
-	if e.Cause > CauseNodeGone {
+	if e.Cause > CauseOrder {
 		body.fail("cause %d", e.Cause)
 	}
 	e.By = body.text(MaxOwner, "name of who breaks")
 	e.At = body.millis()
+	if e.OfOrder() {
+		e.Order = body.order()
+	}
 	if err := body.end(); err != nil {
 		return Event{}, nil, fmt.Errorf("reading an event: %w", err)
 	}

@@ -45,6 +45,12 @@ func fullCommands() []Command {
 		NodesAway{Nodes: []Incarnation{1, 300}},
 		NodesBack{Nodes: []Incarnation{1 << 40}},
 		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753", Out: true},
+		OrderOpen{
+			Nonce: [16]byte{1, 15: 2}, By: "root@h1", Action: "freeze", Spec: []byte(`{"a":"\n"}`), Nodes: []string{"n1", "n2"},
+			Timeout: 60_000, Attached: true, Fence: 1 << 40, ReleaseLock: true,
+		},
+		OrderReport{Order: 300, Node: 1 << 33, State: PartThawed, Text: "12 processes", Took: 200, Cause: ThawQuorum},
+		OrderEnd{Order: 300, By: "root@h1", Reason: OrderThawed},
 	}
 }
 
@@ -80,6 +86,9 @@ func TestGolden(t *testing.T) {
 	line("result", AppendResult(nil, fullResult()))
 	line("event", AppendEvent(nil, fullEvent()))
 	line("snapshot", encode(t, sound(t)))
+	line("result of an order", AppendResult(nil, Result{Order: 300}))
+	line("event of an order", AppendEvent(nil, fullOrderEvent(t)))
+	line("snapshot with orders", encode(t, ordered(t)))
 
 	const path = "testdata/golden.txt"
 	if *update {
@@ -143,6 +152,10 @@ func TestDecodeRefuses(t *testing.T) {
 		{"negative process id", encoded(Acquire{Process: Process{PID: -1}}), ErrCorrupt, "process id"},
 		{"choice", encoded(Acquire{Choice: 2}), ErrCorrupt, "choice"},
 		{"mode", encoded(Acquire{Mode: 3}), ErrCorrupt, "mode"},
+		{"kind before the order ledger", patched(4, 31), ErrNewer, "command kind 31 is not known here"},
+		{"long spec", encoded(OrderOpen{Spec: make([]byte, MaxOrderSpec+1)}), ErrCorrupt, "spec"},
+		{"many nodes", encoded(OrderOpen{Nodes: make([]string, MaxOrderNodes+1)}), ErrCorrupt, "nodes"},
+		{"long report", encoded(OrderReport{Text: long + long}), ErrCorrupt, "report"},
 		{"long id", encoded(RemoveServer{ID: long}), ErrCorrupt, "server's id"},
 		{"address of two lines", encoded(RemoveServer{ID: "a", Addr: "h\n:1"}), ErrCorrupt, "control"},
 		{"too many fences", encoded(ProcessGone{Fences: make([]Fence, MaxNamed+1)}), ErrCorrupt, "list 4097"},
@@ -189,14 +202,14 @@ func TestDecodeOutcomeRefuses(t *testing.T) {
 	for name, e := range map[string]Event{
 		"kind 0": {},
 		"mode":   {Kind: EventGranted, Mode: 9},
-		"cause":  {Kind: EventGranted, Cause: CauseNodeGone + 1},
+		"cause":  {Kind: EventGranted, Cause: CauseOrder + 1},
 		"by":     {Kind: EventGranted, By: "a\nb"},
 	} {
 		if v, _, err := DecodeEvent(AppendEvent(nil, e)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: got %+v, %v", name, v, err)
 		}
 	}
-	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventBack + 1})); !errors.Is(err, ErrNewer) {
+	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventOrderClosed + 1})); !errors.Is(err, ErrNewer) {
 		t.Errorf("later event kind: %v", err)
 	}
 	if _, _, err := DecodeResult([]byte{2, 0}); !errors.Is(err, ErrNewer) {
@@ -226,11 +239,20 @@ func TestBiggestFits(t *testing.T) {
 		fences[i], tickets[i] = 1<<64-1, 1<<64-1
 	}
 	owner := big(3, MaxOwner)
+	var nodes []string
+	for i := range MaxOrderNodes {
+		nodes = append(nodes, big(i, MaxOrderNames/MaxOrderNodes))
+	}
 	for _, c := range []Command{
 		Acquire{Owner: owner, ID: RequestID{1}, Locks: locks, Choice: All, Process: process, Limit: 1<<64 - 1, Lease: 1<<64 - 1},
 		Release{Owner: owner, ID: RequestID{1}, Locks: locks, Fence: 1<<64 - 1},
 		Break{Locks: locks, By: owner, Fence: 1<<64 - 1},
 		ProcessGone{Process: process, Fences: fences, Tickets: tickets},
+		OrderOpen{
+			Nonce: [16]byte{1}, By: owner, Action: big(1, MaxOrderAction), Spec: make([]byte, MaxOrderSpec),
+			Nodes: nodes, Timeout: 1<<64 - 1, Fence: 1<<64 - 1,
+		},
+		OrderReport{Order: 1<<64 - 1, Node: 1<<64 - 1, State: PartFrozen, Text: big(1, MaxOrderText), Took: 1<<64 - 1},
 	} {
 		if err := Validate(c); err != nil {
 			t.Fatalf("%T: %v", c, err)

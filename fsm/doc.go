@@ -72,7 +72,8 @@
 // # Time
 //
 // Now never falls. Expiry comes first in every entry: all holds whose deadline is
-// at or before Now end, by (deadline, fence), and then their locks are granted on. A
+// at or before Now end, by (deadline, fence), then such orders, by id, and then their
+// locks are granted on. A
 // deadline is the first stamp at which the time has passed for certain: one later than
 // the sum of stamp and span, since stamps are cut off to whole milliseconds.
 // A deadline beyond the largest Millis never comes.
@@ -87,11 +88,35 @@
 // Renew with Attach becomes NotHeld. A [Withdraw] that comes before the Acquire it
 // means is remembered as that one's answer.
 //
+// # Orders
+//
+// An [Order] is what somebody asks nodes to do on their hosts, such as to freeze
+// processes: all of them, or none. What it is about ([Order.Spec]) is read by the nodes
+// alone. Here it goes through its states, of which none comes back: nodes prepare; once
+// every one has reported that it is ready, all are to go on; once all have reported that
+// they are frozen, the order is frozen; it ends, and all are to undo it; once all have,
+// it is closed. A report that is repeated, or comes behind a later one of its node,
+// changes nothing.
+//
+// An order ends once, for the first reason that there is ([OrderReason]), and at once:
+// somebody asks for that, its time is over, a node could not or has thawed by itself, a
+// node is away, gone, removed or succeeded by another one of its name, who had asked by
+// an attached order is away or gone, or the hold under which it stands is over. Until
+// all are ready nothing is frozen, so an order that ends before has frozen nothing.
+// What a node has frozen counts as frozen until the node says otherwise, or is gone:
+// then what had frozen it has gone with it.
+//
+// Its time is counted from the step in which all were ready. To be ready is a matter of
+// 30 s, and to be frozen then of 60 s more. A hold with ReleaseLock ends in the step in
+// which its order is closed, and not before. The last 100 closed orders are remembered,
+// for people, and so that an [OrderOpen] which is repeated opens no other.
+//
 // # Events
 //
 // Every change to a hold or a wait has its event, in the order in which the changes
 // happened, save one: a [Renew] that attaches nothing only moves the lease. Nodes
-// that join and leave are told of by results alone.
+// that join and leave are told of by results alone. An order has one whenever its state
+// changes; reports that change no more than a part have none.
 //
 // # Invariants
 //
@@ -117,6 +142,16 @@
 //	     or of the future, and each is of another claimant.
 //	I12  A wait stands aside if and only if its node is away.
 //	I13  The removed servers that are remembered are not too many, and each is another.
+//	I14  Orders, open and remembered, are not too many; their ids and nonces are
+//	     unique, and no id is above the last one given out. Those that are open are in
+//	     the order of their ids.
+//	I15  An order is in the state that follows from its parts, which are of different
+//	     nodes, and has a reason if and only if it has ended.
+//	I16  The nodes of an order that has not ended are in touch, each the latest of its
+//	     name; so is who has asked, if it is attached; and the hold that it stands
+//	     under is held. What is left of an order that has ended is with nodes that are
+//	     open.
+//	I17  No order is overdue, or of the future.
 //
 // # Cost
 //

@@ -30,15 +30,16 @@ func randomBytes(seed int64, n int) []byte {
 // busyTable returns a table in which much goes on, and the entries that made it.
 func busyTable(seed int64) (*Machine, []Entry) {
 	m, s := New(), &script{b: randomBytes(seed, 1500)}
+	s.table = m
 	entries := []Entry{{Proposals: []Proposal{
 		{Command: NodeJoin{Name: "n1", Nonce: [16]byte{1}}},
 		{Command: NodeJoin{Name: "n2", Nonce: [16]byte{2}}},
 	}}}
+	m.Apply(entries[0])
 	for !s.done() {
-		entries = append(entries, s.entry())
-	}
-	for _, e := range entries {
+		e := s.entry()
 		m.Apply(e)
+		entries = append(entries, e)
 	}
 	return m, entries
 }
@@ -54,6 +55,7 @@ func FuzzApply(f *testing.F) {
 			return
 		}
 		s, m, other := &script{b: b}, New(), New()
+		s.table = m
 		for !s.done() {
 			e := s.entry()
 			got, want := m.Apply(e), other.Apply(recode(t, e))

@@ -9,6 +9,9 @@ type script struct {
 	b    []byte
 	now  Millis
 	seqs [4]uint64 // next number of incarnations 1 to 3
+
+	orders int      // asked for so far
+	table  *Machine // where orders are looked up to be carried on, if it is set
 }
 
 func (s *script) done() bool { return len(s.b) == 0 }
@@ -55,7 +58,7 @@ func (s *script) proposal() Proposal {
 }
 
 func (s *script) command() Command {
-	switch s.next(16) {
+	switch s.next(20) {
 	case 0, 1, 2, 3, 4, 5, 6:
 		return s.acquire()
 	case 7, 8:
@@ -79,9 +82,10 @@ func (s *script) command() Command {
 			return NodeGone{Node: Incarnation(s.next(5))}
 		}
 		if s.next(8) == 0 {
-			return RemoveServer{ID: [...]string{"a", "b", ""}[s.next(3)], Name: "n", Out: s.next(2) == 0}
+			return RemoveServer{ID: [...]string{"a", "b", ""}[s.next(3)], Name: [...]string{"", "n1", "n3"}[s.next(3)], Out: s.next(2) == 0}
 		}
-		return NodeJoin{Name: "n", Nonce: [16]byte{byte(s.next(5))}}
+		i := s.next(5)
+		return NodeJoin{Name: [...]string{"n", "n1", "n2", "n1", "n3"}[i], Nonce: [16]byte{byte(i)}}
 	case 15:
 		nodes := []Incarnation{Incarnation(s.next(5)), Incarnation(s.next(5))}
 		switch s.next(4) {
@@ -90,8 +94,67 @@ func (s *script) command() Command {
 		case 2:
 			return NodesBack{Nodes: nodes}
 		}
+	case 16, 17, 18, 19:
+		return s.order()
 	}
 	return Tick{}
+}
+
+// order makes a command of the order ledger. Most are reports of progress, or few
+// orders would ever be carried out.
+func (s *script) order() Command {
+	if s.orders == 0 || s.next(8) == 0 {
+		s.orders++
+		c := OrderOpen{
+			Nonce: [16]byte{byte(s.orders), byte(s.orders >> 8)}, By: "root", Action: "freeze", Spec: append([]byte(nil), "spec"[:s.next(5)]...),
+			ReleaseLock: s.next(2) == 0, Attached: s.next(3) == 0, Timeout: Millis(s.next(3) * 20),
+		}
+		switch s.next(8) {
+		case 0:
+			c.Nonce[0]-- // of another one, or of none
+		case 1:
+			c.AllNodes = true
+		case 2, 3, 4:
+			c.Nodes = []string{"n1"}
+		default:
+			c.Nodes = []string{"n2", [...]string{"n1", "n3", "n2"}[s.next(3)]}
+		}
+		if s.next(2) == 0 {
+			c.Fence = Fence(1 + s.next(60))
+			if s.table != nil {
+				c.Fence = s.table.fence - min(s.table.fence, Fence(s.next(4)))
+			}
+		} else {
+			c.ReleaseLock = s.next(8) == 0
+		}
+		return c
+	}
+	c := OrderReport{Order: OrderID(max(1, s.orders-s.next(8))), Node: Incarnation(1 + s.next(4)), State: PartState(1 + s.next(4))}
+	if s.table != nil && s.next(8) != 0 {
+		if open, _ := s.table.Orders(); len(open) > 0 {
+			o := open[s.next(len(open))]
+			p := o.Parts[s.next(len(o.Parts))]
+			c.Order, c.Node, c.State = o.ID, p.Node, min(p.State+1, PartFrozen)
+			if o.IsOver() {
+				c.State = PartThawed
+			}
+		}
+	}
+	switch s.next(10) {
+	case 0, 2:
+		return OrderEnd{Order: c.Order, By: "ann", Reason: OrderReason(1 + s.next(4))}
+	case 1, 3:
+		c.State = PartState(1 + s.next(4))
+	}
+	switch c.State {
+	case PartFrozen:
+		c.Text, c.Took = "2 processes", Millis(s.next(9))
+	case PartFailed:
+		c.Text = "no"
+	case PartThawed:
+		c.Cause = [...]ThawCause{ThawQuorum, ThawAsked, ThawDeadline, ThawQuorum, ThawGuard, ThawStopping, ThawGone, ThawQuorum}[s.next(8)]
+	}
+	return c
 }
 
 func (s *script) acquire() Acquire {

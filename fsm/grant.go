@@ -155,6 +155,7 @@ func (m *Machine) endHold(c *claim, cause Cause, by string) {
 	e.Cause, e.By = cause, by
 	m.events = append(m.events, e)
 	m.follow(c.hold.Ask, Result{Code: Done})
+	m.lockEnded(c.hold.Fence)
 }
 
 func (m *Machine) endWait(c *claim, kind EventKind, cause Cause) {

@@ -55,6 +55,7 @@ type Machine struct {
 	deadlines deadlines
 	turns     turns
 	removed   []RemoveServer // servers out of the cluster
+	orders    orders
 
 	// Of the entry being applied.
 	dirty  candidates
@@ -143,12 +144,18 @@ func (m *Machine) run(ask Ask, c Command) Result {
 		return m.nodesBack(c.Nodes...)
 	case RemoveServer:
 		return m.removeServer(c)
+	case OrderOpen:
+		return m.orderOpen(ask, c)
+	case OrderReport:
+		return m.orderReport(c)
+	case OrderEnd:
+		return m.orderEnd(c)
 	}
 	return Result{} // Tick: its entry's time was all of it
 }
 
-// expire ends every hold whose deadline has come, earliest first, and only then
-// grants, so that a waiter of Any may choose among all that came free.
+// expire ends every hold whose deadline has come, earliest first, then every order,
+// and only then grants, so that a waiter of Any may choose among all that came free.
 func (m *Machine) expire() {
 	for {
 		at, c := m.deadlines.first()
@@ -161,6 +168,7 @@ func (m *Machine) expire() {
 		}
 		m.endHold(c, cause, "")
 	}
+	m.expireOrders()
 	m.settle()
 }
 

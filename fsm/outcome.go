@@ -30,7 +30,8 @@ type Result struct {
 	Broken []string // Break: the owners whose holds were ended, each once, up to the same bound
 	Checks []Check  // Acquire with autounlock: busy locks passed over whose holder has autounlock too, in order
 	Node   Incarnation
-	Reason string // Refused
+	Order  OrderID // OrderOpen, OrderEnd
+	Reason string  // Refused
 }
 
 // Check names a holder that may be dead (autounlock_check on the wire).
@@ -59,10 +60,19 @@ const (
 
 	EventAway // the node of a wait is out of touch: others may pass it
 	EventBack // it is in touch again, or its client has asked by another node: none may any more
+
+	// Of an order, which Event.Order is as it was then; of the other fields, By and At
+	// alone are set.
+	EventOrderOpened
+	EventOrderFreezing // all nodes are ready, and are to go on
+	EventOrderFrozen   // all have
+	EventOrderEnded    // all are to undo it
+	EventOrderClosed   // all have
 )
 
 func (k EventKind) String() string {
-	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back")
+	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back",
+		"order-opened", "order-freezing", "order-frozen", "order-ended", "order-closed")
 }
 
 // Cause says why a hold or a wait ended.
@@ -77,10 +87,11 @@ const (
 	CauseProcessGone       // its process ended
 	CauseUndelivered       // the client had gone: Withdraw
 	CauseNodeGone          // the node it waited by is gone
+	CauseOrder             // the order that it was held for is closed
 )
 
 func (c Cause) String() string {
-	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node")
+	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node", "order")
 }
 
 func word(i int, words ...string) string {
@@ -108,7 +119,11 @@ type Event struct {
 	Cause      Cause
 	By         string
 	At         Millis
+	Order      *Order
 }
+
+// OfOrder reports whether the event is of an order.
+func (e Event) OfOrder() bool { return e.Kind >= EventOrderOpened }
 
 // Outcome is what applying an entry gave: one result a proposal, and the events.
 type Outcome struct {

@@ -58,6 +58,7 @@ func restore(b []byte) (*Machine, error) {
 	r.turns(m)
 	r.away(m)
 	r.removed(m)
+	r.orders(m)
 	if err := r.end(); err != nil {
 		return nil, err
 	}

@@ -26,9 +26,12 @@ import (
 //	away NODE...
 //	back NODE...
 //	remove ID [name=N] [addr=A] [out]
+//	order [NODE,...] [all] by=B [nonce=N] [action=A] [spec=S] [timeout=MS] [attached] [fence=N] [release]
+//	report ORDER NODE ready|frozen|failed|thawed [text=T] [took=MS] [cause=C]
+//	end ORDER [by=B] [requester]
 //
 // and with any: now=MS (of the entry), ask=NODE/SEQ, floor=SEQ. Views: table,
-// status, claim, nodes, process, removed, new.
+// status, claim, nodes, process, removed, orders, new.
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/script", func(t *testing.T, path string) {
 		m := New()
@@ -111,6 +114,11 @@ func (a scriptArgs) word(i int) string {
 		return a.words[i]
 	}
 	return ""
+}
+
+func (a scriptArgs) wordNumber(i int) uint64 {
+	n, _ := strconv.ParseUint(a.word(i), 10, 64)
+	return n
 }
 
 func (a scriptArgs) has(word string) bool {
@@ -218,6 +226,34 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		p.Command = NodesBack{Nodes: a.incarnations()}
 	case "remove":
 		p.Command = RemoveServer{ID: a.word(0), Name: a.values["name"], Addr: a.values["addr"], Out: a.has("out")}
+	case "order":
+		c := OrderOpen{
+			Nonce: a.id("nonce"), By: a.values["by"], Action: a.values["action"], Timeout: Millis(a.number("timeout")),
+			AllNodes: a.has("all"), Attached: a.has("attached"), Fence: fence, ReleaseLock: a.has("release"),
+		}
+		if spec := a.values["spec"]; spec != "" {
+			c.Spec = []byte(spec)
+		}
+		if a.word(0) != "" && a.word(0) != "all" {
+			c.Nodes = strings.Split(a.word(0), ",")
+		}
+		p.Command = c
+	case "report":
+		node := Incarnation(a.wordNumber(1))
+		c := OrderReport{Order: OrderID(a.wordNumber(0)), Node: node, Text: a.values["text"], Took: Millis(a.number("took"))}
+		for c.State.String() != a.word(2) && c.State <= PartThawed {
+			c.State++
+		}
+		for cause := a.values["cause"]; cause != "" && c.Cause.String() != cause && c.Cause <= ThawGone; {
+			c.Cause++
+		}
+		p.Command = c
+	case "end":
+		c := OrderEnd{Order: OrderID(a.wordNumber(0)), By: a.values["by"], Reason: OrderThawed}
+		if a.has("requester") {
+			c.Reason = OrderRequester
+		}
+		p.Command = c
 	default:
 		t.Fatalf("unknown command %s", cmd)
 	}
@@ -263,6 +299,14 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 			}
 			fmt.Fprintln(&b)
 		}
+	case "orders":
+		open, closed := m.Orders()
+		for _, o := range append(open, closed...) {
+			printOrder(&b, o)
+		}
+		if at, ok := m.NextDeadline(); ok {
+			fmt.Fprintf(&b, "next deadline %d\n", at)
+		}
 	case "removed":
 		for _, r := range m.Removed() {
 			fmt.Fprintf(&b, "%s %s %s out=%v\n", r.ID, r.Name, r.Addr, r.Out)
@@ -287,6 +331,11 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 func printOutcome(o Outcome) string {
 	var b strings.Builder
 	for _, e := range o.Events {
+		if e.OfOrder() {
+			fmt.Fprintf(&b, "! %v ", e.Kind)
+			printOrder(&b, e.Order)
+			continue
+		}
 		fmt.Fprintf(&b, "! %v %s owner=%s", e.Kind, strings.Join(e.Locks, ","), printOwner(e.Owner, e.ID))
 		if e.Fence != 0 {
 			fmt.Fprintf(&b, " fence=%d", e.Fence)
@@ -337,10 +386,38 @@ func printResult(b *strings.Builder, r Result) {
 	if r.Node != 0 {
 		fmt.Fprintf(b, " node=%d", r.Node)
 	}
+	if r.Order != 0 {
+		fmt.Fprintf(b, " order=%d", r.Order)
+	}
 	if r.Reason != "" {
 		fmt.Fprintf(b, ": %s", r.Reason)
 	}
 	fmt.Fprintln(b)
+}
+
+func printOrder(b *strings.Builder, o *Order) {
+	fmt.Fprintf(b, "%d %s by=%s %v", o.ID, o.Action, o.By, o.State)
+	if o.Reason != OrderOpenStill {
+		fmt.Fprintf(b, " reason=%q who=%s text=%q", o.Reason, o.Who, o.Text)
+	}
+	if o.Requester != 0 {
+		fmt.Fprintf(b, " requester=%d", o.Requester)
+	}
+	if o.Fence != 0 {
+		fmt.Fprintf(b, " fence=%d", o.Fence)
+	}
+	fmt.Fprintf(b, " at=%d,%d,%d,%d,%d,%d", o.Opened, o.Went, o.First, o.Frozen, o.Ended, o.Closed)
+	for _, p := range o.Parts {
+		fmt.Fprintf(b, " [%s/%d %v", p.Name, p.Node, p.State)
+		if p.Text != "" {
+			fmt.Fprintf(b, " %q %d", p.Text, p.Took)
+		}
+		if p.Cause != ThawNone {
+			fmt.Fprintf(b, " cause=%v", p.Cause)
+		}
+		b.WriteByte(']')
+	}
+	b.WriteByte('\n')
 }
 
 func printOwner(owner string, id RequestID) string {

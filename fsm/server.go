@@ -57,6 +57,10 @@ func (m *Machine) removeServer(c RemoveServer) Result {
 		list = append(list, c)
 	}
 	m.removed = list
+	if c.Name != "" {
+		m.nameLost(c.Name, OrderNodeLeft)
+		m.settle()
+	}
 	return Result{}
 }
 
@@ -95,8 +99,8 @@ func appendRemoved(b []byte, list []RemoveServer) []byte {
 }
 
 func (r *reader) removed(m *Machine) {
-	if r.err != nil || len(r.b) == 0 {
-		return
+	if r.err != nil || len(r.b) == 0 || len(r.b) > 1 && r.b[0] == 0 && r.b[1] == 0 {
+		return // the part behind begins with two zeros
 	}
 	if r.byte() != 0 {
 		r.fail("an unknown part")

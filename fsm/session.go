@@ -109,6 +109,8 @@ func (m *Machine) nodeJoin(c NodeJoin) Result {
 	}
 	m.incarnation++
 	m.addSession(Node{Incarnation: m.incarnation, Name: c.Name, Nonce: c.Nonce})
+	m.nameLost(c.Name, OrderNodeGone) // that node has been started anew
+	m.settle()
 	return Result{Node: m.incarnation}
 }
 
@@ -122,6 +124,7 @@ func (m *Machine) nodeGone(c NodeGone) Result {
 		m.endWait(cl, EventWithdrawn, CauseNodeGone)
 	}
 	m.sessions = slices.Delete(m.sessions, i, i+1)
+	m.nodeLost(s.node, OrderNodeGone)
 	m.settle()
 	return Result{}
 }

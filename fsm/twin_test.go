@@ -24,6 +24,9 @@ type twin struct {
 	turns       map[claimant]uint64
 	over        map[claimant]bool
 	events      []Event
+	order       OrderID
+	orders      []Order   // all that there ever were
+	done        []OrderID // as they were closed
 }
 
 func newTwin() *twin {
@@ -50,6 +53,7 @@ func (t *twin) apply(e Entry) Outcome {
 		}
 		t.drop(h, cause, "")
 	}
+	t.dueOrders()
 	t.settle()
 	out := Outcome{Results: []Result{}}
 	for _, p := range e.Proposals {
@@ -203,17 +207,42 @@ func (t *twin) run(ask Ask, c Command) Result {
 		}
 		t.incarnation++
 		t.nodes = append(t.nodes, Node{Incarnation: t.incarnation, Name: c.Name, Nonce: c.Nonce})
+		t.orderName(c.Name, OrderNodeGone)
+		t.settle()
 		return Result{Node: t.incarnation}
+	case RemoveServer:
+		t.orderName(c.Name, OrderNodeLeft)
+		t.settle()
+	case OrderOpen:
+		return t.openOrder(ask, c)
+	case OrderReport:
+		t.reportOrder(c)
+		t.settle()
+	case OrderEnd:
+		if c.Order > t.order {
+			return Result{Code: Refused}
+		}
+		for i := range t.orders {
+			if o := &t.orders[i]; o.ID == c.Order && o.State < OrderThawing {
+				t.endOrder(o, c.Reason, c.By, "")
+			}
+		}
+		t.settle()
+		return Result{Order: c.Order}
 	case NodesAway:
 		t.mark(true, c.Nodes...)
 	case NodesBack:
 		t.mark(false, c.Nodes...)
 	case NodeGone:
+		gone, ok := t.find(c.Node)
 		t.nodes = slices.DeleteFunc(t.nodes, func(n Node) bool { return n.Incarnation == c.Node })
 		for _, w := range slices.Clone(t.waits) {
 			if c.Node != 0 && w.Ask.Node == c.Node {
 				t.leave(w, EventWithdrawn, CauseNodeGone)
 			}
+		}
+		if ok {
+			t.orderNode(gone, OrderNodeGone)
 		}
 		t.settle()
 	}
@@ -236,7 +265,24 @@ func (t *twin) mark(away bool, nodes ...Incarnation) {
 			t.event(kind, waitEvent(w))
 		}
 	}
+	if away {
+		// In the order in which they were named.
+		for _, n := range nodes {
+			if changed[n] {
+				lost, _ := t.find(n)
+				t.orderNode(lost, OrderNodeAway)
+			}
+		}
+	}
 	t.settle()
+}
+
+func (t *twin) find(n Incarnation) (Node, bool) {
+	i := slices.IndexFunc(t.nodes, func(o Node) bool { return o.Incarnation == n })
+	if i < 0 {
+		return Node{}, false
+	}
+	return t.nodes[i], true
 }
 
 func (t *twin) away(w Wait) bool {
@@ -400,6 +446,7 @@ func (t *twin) drop(h Hold, cause Cause, by string) {
 	e.Cause, e.By = cause, by
 	t.event(EventReleased, e)
 	t.follow(h.Ask, Result{})
+	t.orderLock(h.Fence)
 }
 
 func (t *twin) leave(w Wait, kind EventKind, cause Cause) {
@@ -491,10 +538,12 @@ func union(a, b []string) []string {
 
 func TestTwin(t *testing.T) {
 	granted, queued, passed := 0, 0, 0
-	for seed := range int64(100) {
+	orders := map[OrderReason]int{} // that ended, by reason; those that were all frozen under none
+	for seed := range int64(180) {
 		b := make([]byte, 6000)
 		rand.New(rand.NewSource(seed)).Read(b)
 		s, m, dumb := &script{b: b}, New(), newTwin()
+		s.table = m
 		for i := 0; !s.done(); i++ {
 			e := s.entry()
 			got, want := m.Apply(e), dumb.apply(e)
@@ -519,6 +568,8 @@ func TestTwin(t *testing.T) {
 					queued++
 				case EventBack:
 					passed++
+				case EventOrderFrozen, EventOrderEnded:
+					orders[v.Order.Reason]++
 				}
 			}
 		}
@@ -526,6 +577,11 @@ func TestTwin(t *testing.T) {
 	}
 	if granted < 3_000 || queued < 3_000 || passed < 500 {
 		t.Errorf("%d grants, %d waits and %d of them back are too few to mean anything", granted, queued, passed)
+	}
+	for reason := range OrderLock + 1 {
+		if orders[reason] < 3 {
+			t.Errorf("%d orders of reason %v are too few to mean anything: %v", orders[reason], reason, orders)
+		}
 	}
 }
 
@@ -549,5 +605,10 @@ func compareTables(t *testing.T, m *Machine, dumb *twin) {
 	}
 	if !slices.Equal(m.Nodes(), dumb.nodes) {
 		t.Fatalf("nodes %v\ntwin %v", m.Nodes(), dumb.nodes)
+	}
+	for _, o := range dumb.orders {
+		if got := m.Order(o.ID); dumb.knows(o) != (got != nil) || got != nil && !reflect.DeepEqual(*got, o) {
+			t.Fatalf("order %+v\ntwin %+v", got, o)
+		}
 	}
 }

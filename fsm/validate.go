@@ -73,6 +73,12 @@ func Validate(c Command) error {
 		return checkNodes(c.Nodes)
 	case RemoveServer:
 		return c.validate()
+	case OrderOpen:
+		return c.validate()
+	case OrderReport:
+		return c.validate()
+	case OrderEnd:
+		return c.validate()
 	case Withdraw, Tick, NodeGone:
 		return nil
 	}

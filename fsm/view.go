@@ -8,10 +8,16 @@ import (
 // Now returns the table's time.
 func (m *Machine) Now() Millis { return m.now }
 
-// NextDeadline returns when the next hold ends by itself, if any does.
+// NextDeadline returns when the next hold or order ends by itself, if any does.
 func (m *Machine) NextDeadline() (Millis, bool) {
 	at, c := m.deadlines.first()
-	return at, c != nil
+	ok := c != nil
+	for _, o := range m.orders.open {
+		if end, timed := o.Deadline(); timed && (!ok || end < at) {
+			at, ok = end, true
+		}
+	}
+	return at, ok
 }
 
 // Status answers IPC::Locker's STATUS: Granted, with the first of locks that
@@ -135,6 +141,7 @@ type Counts struct {
 	Holds  int
 	Waits  int
 	Nodes  int    // open incarnations
+	Orders int    // open ones
 	Fence  Fence  // the last one given out
 	Ticket Ticket // the last one given out
 }
@@ -143,6 +150,6 @@ type Counts struct {
 func (m *Machine) Counts() Counts {
 	return Counts{
 		Locks: len(m.locks), Holds: len(m.holds.claims), Waits: len(m.waits.claims),
-		Nodes: len(m.sessions), Fence: m.fence, Ticket: m.ticket,
+		Nodes: len(m.sessions), Orders: len(m.orders.open), Fence: m.fence, Ticket: m.ticket,
 	}
 }

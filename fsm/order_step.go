@@ -1,0 +1,223 @@
+package fsm
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// change puts a copy of an open order in its place, to be changed before anybody
+// sees it.
+func (m *Machine) change(o *Order) *Order {
+	again := *o
+	again.Parts = slices.Clone(o.Parts)
+	m.orders.open[slices.Index(m.orders.open, o)] = &again
+	return &again
+}
+
+// orderReport takes a node's word. What is repeated, comes behind a later one or is
+// about an order that is closed changes nothing.
+func (m *Machine) orderReport(c OrderReport) Result {
+	o := m.orders.find(c.Order)
+	if o == nil {
+		return Result{}
+	}
+	i := o.part(c.Node)
+	if i < 0 || o.Parts[i].State.final() || c.State <= o.Parts[i].State {
+		return Result{}
+	}
+	o = m.change(o)
+	p := *o.Parts[i]
+	p.State, p.Cause = c.State, c.Cause
+	if c.Text != "" {
+		p.Text = c.Text
+	}
+	if c.State == PartFrozen {
+		p.Took = c.Took
+	}
+	o.Parts[i] = &p
+	m.advance(o, &p)
+	m.settle()
+	return Result{}
+}
+
+// advance carries an order on after one of its parts has got on.
+func (m *Machine) advance(o *Order, p *OrderPart) {
+	switch {
+	case o.IsOver():
+		m.closeIfDone(o)
+	case p.State == PartFailed:
+		m.endOrder(o, OrderFailed, p.Name, p.Text)
+	case p.State == PartThawed:
+		reason, text := p.Cause.reason()
+		m.endOrder(o, reason, p.Name, text)
+	case p.State == PartFrozen && o.State == OrderPreparing:
+		m.endOrder(o, OrderFailed, p.Name, "it has not waited for the others")
+	case p.State == PartReady && o.all(PartReady, PartReady):
+		o.State, o.Went = OrderFreezing, m.now
+		m.orderEvent(EventOrderFreezing, o)
+	case p.State == PartFrozen:
+		if !slices.ContainsFunc(o.Parts, func(q *OrderPart) bool { return q != p && q.State == PartFrozen }) {
+			o.First = m.now
+		}
+		if o.all(PartFrozen, PartFrozen) {
+			o.State, o.Frozen = OrderFrozen, m.now
+			m.orderEvent(EventOrderFrozen, o)
+		}
+	}
+}
+
+// reason is what it means for an order that a node has thawed without being told to.
+func (c ThawCause) reason() (OrderReason, string) {
+	switch c {
+	case ThawDeadline:
+		return OrderDeadline, ""
+	case ThawQuorum:
+		return OrderQuorum, ""
+	case ThawStopping:
+		return OrderNodeLeft, ""
+	case ThawGuard:
+		return OrderFailed, "what guards the freeze was lost"
+	}
+	return OrderFailed, "it was thawed on the host itself"
+}
+
+func (m *Machine) orderEnd(c OrderEnd) Result {
+	o := m.orders.find(c.Order)
+	switch {
+	case o != nil:
+		m.endOrder(m.change(o), c.Reason, c.By, "")
+		m.settle()
+	case c.Order > m.orders.last:
+		return refused(fmt.Sprintf("there is no order %d", c.Order))
+	}
+	return Result{Order: c.Order}
+}
+
+// endOrder has an order undone, for the first reason that there is. o was made by change.
+func (m *Machine) endOrder(o *Order, reason OrderReason, who, text string) {
+	if !o.IsOver() {
+		o.State, o.Ended, o.Reason, o.Who, o.Text = OrderThawing, m.now, reason, who, text
+		m.orderEvent(EventOrderEnded, o)
+	}
+	m.closeIfDone(o)
+}
+
+// closeIfDone closes an order that has ended once nothing of it is left anywhere.
+func (m *Machine) closeIfDone(o *Order) {
+	if !o.all(PartFailed, PartThawed) {
+		return
+	}
+	// A copy, as what has been told of it already must not change.
+	done := *o
+	done.State, done.Closed = OrderClosed, m.now
+	i := slices.Index(m.orders.open, o)
+	m.orders.open = slices.Delete(m.orders.open, i, i+1)
+	m.orders.remember(&done)
+	m.orderEvent(EventOrderClosed, &done)
+	if done.ReleaseLock {
+		if cl := m.holds.byKey[uint64(done.Fence)]; cl != nil {
+			m.endHold(cl, CauseOrder, done.By)
+		}
+	}
+}
+
+// remember keeps a closed order, and not too many.
+func (l *orders) remember(o *Order) {
+	l.closed = append(l.closed, o)
+	n := 0
+	for _, o := range l.closed {
+		n += len(o.Parts)
+	}
+	for len(l.closed) > MaxClosed || n > maxClosedParts && len(l.closed) > 1 {
+		n -= len(l.closed[0].Parts)
+		l.closed[0] = nil
+		l.closed = l.closed[1:]
+	}
+}
+
+// eachOrder calls f for every order that was open when it was called, and is.
+func (m *Machine) eachOrder(f func(*Order)) {
+	if len(m.orders.open) == 0 {
+		return
+	}
+	for _, o := range slices.Clone(m.orders.open) {
+		if now := m.orders.find(o.ID); now != nil {
+			f(now)
+		}
+	}
+}
+
+// expireOrders ends the orders whose time has come, by id.
+func (m *Machine) expireOrders() {
+	m.eachOrder(func(o *Order) {
+		at, ok := o.Deadline()
+		if !ok || at > m.now {
+			return
+		}
+		reason, text := OrderDeadline, ""
+		switch end, timed := expiry(o.Went, o.Timeout); {
+		case o.State == OrderPreparing:
+			reason, text = OrderFailed, o.missing(PartReady, "not ready", orderPrepare)
+		case o.State == OrderFreezing && (!timed || end > m.now):
+			reason, text = OrderFailed, o.missing(PartFrozen, "not frozen", orderFreeze)
+		}
+		m.endOrder(m.change(o), reason, "", text)
+	})
+}
+
+// missing names nodes that have not got to a state in time, the first few.
+func (o *Order) missing(state PartState, what string, within Millis) string {
+	var list []string
+	n := 0
+	for _, p := range o.Parts {
+		if p.State < state {
+			if n++; n <= 3 {
+				list = append(list, p.Name)
+			}
+		}
+	}
+	if n > len(list) {
+		list = append(list, fmt.Sprintf("%d more", n-len(list)))
+	}
+	return fmt.Sprintf("%s within %d s: %s", what, within/1000, strings.Join(list, ", "))
+}
+
+// lockEnded ends the orders that stand under a hold which is over.
+func (m *Machine) lockEnded(f Fence) {
+	m.eachOrder(func(o *Order) {
+		if o.Fence == f && !o.IsOver() {
+			m.endOrder(m.change(o), OrderLock, "", "")
+		}
+	})
+}
+
+// nodeLost ends the orders that need a node which is out of touch, or has gone. What
+// it had frozen counts as frozen until it says otherwise, or is gone.
+func (m *Machine) nodeLost(n Node, reason OrderReason) {
+	m.eachOrder(func(o *Order) {
+		i := o.part(n.Incarnation)
+		switch {
+		case i >= 0 && (reason == OrderNodeGone && !o.Parts[i].State.final() || !o.IsOver()):
+			o = m.change(o)
+			if reason == OrderNodeGone && !o.Parts[i].State.final() {
+				p := *o.Parts[i]
+				p.State, p.Cause = PartThawed, ThawGone
+				o.Parts[i] = &p
+			}
+			m.endOrder(o, reason, n.Name, "")
+		case o.Requester == n.Incarnation && !o.IsOver():
+			m.endOrder(m.change(o), OrderRequester, n.Name, "")
+		}
+	})
+}
+
+// nameLost ends the orders that need a node which another one has succeeded under its
+// name, or which was removed.
+func (m *Machine) nameLost(name string, reason OrderReason) {
+	m.eachOrder(func(o *Order) {
+		if !o.IsOver() && slices.ContainsFunc(o.Parts, func(p *OrderPart) bool { return p.Name == name }) {
+			m.endOrder(m.change(o), reason, name, "")
+		}
+	})
+}
