@@ -93,6 +93,33 @@ func (n *Node) SetClock(rate float64, offset time.Duration) error {
 	return os.Rename(next, n.clock)
 }
 
+// Clock is what a node's clocks show, beside those of the machine at that moment.
+type Clock struct {
+	Machine, Own   time.Duration // the monotonic clocks
+	MachineW, OwnW time.Duration // the wall clocks, since 1970
+}
+
+// Offset is how far a node's wall clock is ahead.
+func (c Clock) Offset() time.Duration { return c.OwnW - c.MachineW }
+
+// Rate is how fast the node's monotonic clock ran between an earlier look and this one.
+func (c Clock) Rate(since Clock) float64 {
+	return float64(c.Own-since.Own) / float64(c.Machine-since.Machine)
+}
+
+// Clock looks at the node's clock as the node sees it. It is an error if it was not built
+// with one that can be set.
+func (n *Node) Clock() (c Clock, err error) {
+	b, err := os.ReadFile(n.clock + ".is")
+	if err == nil {
+		_, err = fmt.Sscan(string(b), &c.Machine, &c.Own, &c.MachineW, &c.OwnW)
+	}
+	if err != nil {
+		return c, fmt.Errorf("read the clock of %s: %w", n.Name, err)
+	}
+	return c, nil
+}
+
 // Start runs the node on its host.
 func (n *Node) Start() error { return n.Proc.Start(n.Host.Within) }
 

@@ -15,30 +15,48 @@ import (
 // size of an image: well above what a node wants to keep free (64 MiB).
 const size = 192 << 20
 
+// underSize is that of the tmpfs below an image: room for all of it.
+const underSize = size + size/8
+
 // filler is the file that fills a disk.
 const filler = "filler"
 
 // Disk is a file system in an image, mounted.
 type Disk struct {
 	Dir   string // where it is mounted
+	under string // a tmpfs that holds the image and nothing else
 	image string
 }
 
 // New makes a file system in dir and mounts it.
 func New(dir, name string) (*Disk, error) {
-	d := &Disk{Dir: filepath.Join(dir, name), image: filepath.Join(dir, name+".img")}
-	f, err := os.Create(d.image)
-	if err != nil {
-		return nil, fmt.Errorf("make a disk: %w", err)
-	}
-	err = errors.Join(f.Truncate(size), f.Close(), os.Mkdir(d.Dir, 0o700))
+	under := filepath.Join(dir, name+".under")
+	d := &Disk{Dir: filepath.Join(dir, name), under: under, image: filepath.Join(under, name+".img")}
+	err := errors.Join(os.Mkdir(d.Dir, 0o700), os.Mkdir(under, 0o700))
 	if err == nil {
-		err = d.format()
+		err = unix.Mount("jx", under, "tmpfs", 0, fmt.Sprint("size=", underSize))
+	}
+	if err == nil {
+		if err = d.make(); err != nil {
+			err = errors.Join(err, unix.Unmount(under, 0))
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make a disk: %w", err)
 	}
 	return d, nil
+}
+
+// make makes the image, with a file system in it.
+func (d *Disk) make() error {
+	f, err := os.Create(d.image)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return err
+	}
+	return d.format()
 }
 
 // format makes a file system in the image and mounts it.
@@ -71,19 +89,24 @@ func (d *Disk) mount() error {
 // Close unmounts the disk.
 func (d *Disk) Close() error {
 	_ = d.Thaw() // it may not be frozen
-	return d.unmount()
+	if err := d.unmount(); err != nil {
+		return err
+	}
+	return unmount(d.under) // the loop device lets go of the image a moment later
 }
 
-// unmount waits until nobody uses the disk any more.
-func (d *Disk) unmount() error {
+func (d *Disk) unmount() error { return unmount(d.Dir) }
+
+// unmount waits until nobody uses what is mounted any more.
+func unmount(dir string) error {
 	var err error
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if err = unix.Unmount(d.Dir, 0); !errors.Is(err, unix.EBUSY) {
+		if err = unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
 			break
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("unmount %s: %w", d.Dir, err)
+		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return nil
 }
@@ -97,8 +120,9 @@ const (
 )
 
 // PowerOff makes the file system forget what is not on its disk: every call on it
-// fails from now on. Whoever uses it must be stopped before, so that it sees
-// nothing of that, and be dead before PowerOn.
+// fails from now on, with EIO. For a loss of power whoever uses it must be stopped
+// before, so that it sees nothing of that; for a disk that breaks it runs on. Either
+// way it must be dead before PowerOn.
 func (d *Disk) PowerOff() error {
 	f, err := os.Open(d.Dir)
 	if err != nil {
@@ -111,8 +135,33 @@ func (d *Disk) PowerOff() error {
 	return nil
 }
 
-// PowerOn mounts the disk again; the kernel repairs it from its journal.
+// WearOut lets the disk fail at blocks that nothing was ever written to: their image gets
+// no room any more. The file system takes such writes, and only fsync(2) tells, once,
+// with EIO or, as the image has no room, ENOSPC; what was written is in the page cache
+// still, and nowhere else.
+func (d *Disk) WearOut() error {
+	var s unix.Statfs_t
+	err := unix.Statfs(d.under, &s)
+	if err == nil {
+		err = d.room(int64(s.Blocks-s.Bfree) * s.Bsize)
+	}
+	if err != nil {
+		return fmt.Errorf("wear %s out: %w", d.Dir, err)
+	}
+	return nil
+}
+
+// room sets how much room the image has.
+func (d *Disk) room(bytes int64) error {
+	return unix.Mount("jx", d.under, "tmpfs", unix.MS_REMOUNT, fmt.Sprint("size=", bytes))
+}
+
+// PowerOn mounts the disk again; the kernel repairs it from its journal. It ends PowerOff
+// and WearOut.
 func (d *Disk) PowerOn() error {
+	if err := d.room(underSize); err != nil {
+		return fmt.Errorf("repair %s: %w", d.Dir, err)
+	}
 	if err := d.unmount(); err != nil {
 		return err
 	}

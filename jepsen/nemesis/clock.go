@@ -34,6 +34,34 @@ func clockJump(ctx context.Context, e *Env, rng *rand.Rand) (string, func() erro
 	return e.setClocks(e.some(ctx, rng), 1, jump)
 }
 
+// strobe moves the wall clocks of nodes to and fro, several times a second, by 4 ms to
+// four minutes.
+func strobe(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	some := e.some(ctx, rng)
+	far := time.Duration(4 * math.Pow(65536, rng.Float64()) * float64(time.Millisecond)).Round(time.Millisecond)
+	every := time.Duration(50+rng.IntN(250)) * time.Millisecond
+	did, back, err := e.setClocks(some, 1, far)
+	if err != nil {
+		return "", back, err
+	}
+	more, stop := context.WithCancel(context.Background())
+	moved := make(chan error, 1)
+	go func() {
+		var err error
+		for there := true; err == nil && wait(more, every) == nil; {
+			there = !there
+			to := time.Duration(0)
+			if there {
+				to = far
+			}
+			err = each(some, func(n *db.Node) error { return n.SetClock(1, to) })
+		}
+		moved <- err
+	}()
+	heal := func() error { stop(); return errors.Join(<-moved, back()) }
+	return fmt.Sprintf("%s, to and fro every %v", did, every), heal, nil
+}
+
 // Fastest is the highest rate at which clockrate lets a clock run. The lowest is its
 // inverse.
 const Fastest = 4

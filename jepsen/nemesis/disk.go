@@ -32,6 +32,22 @@ func powerAll(_ context.Context, e *Env, _ *rand.Rand) (string, func() error, er
 	return powerLoss(e.Cluster.Nodes)
 }
 
+// ioError lets a node's disk fail under it: every call, or fsync of what
+// needs a block of the disk that it has not used yet. A
+// node may end at that, and must not confirm anything that it could not write.
+func ioError(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
+	one := e.one(ctx, rng)
+	one.Excuse()
+	heal := func() error {
+		one.Kill()
+		return errors.Join(one.Disk.PowerOn(), one.Start())
+	}
+	if rng.IntN(2) == 0 {
+		return one.Name + ": every call fails", heal, one.Disk.PowerOff()
+	}
+	return one.Name + ": fsync fails", heal, one.Disk.WearOut()
+}
+
 // stall lets all writes of a node wait.
 func stall(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
 	one := e.one(ctx, rng)

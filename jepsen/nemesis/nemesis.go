@@ -54,14 +54,18 @@ var kinds = map[string]fault{
 	"stall":     stall,
 	"slowdisk":  slowDisk,
 	"full":      full,
+	"ioerror":   ioError,
 	"transfer":  transfer,
 	"member":    member,
 	"replace":   replace,
 	"bitflip":   bitflip,
 	"truncate":  truncate,
+	"snapflip":  snapFlip,
+	"snapcut":   snapCut,
 	"clockjump": clockJump,
 	"clockrate": clockRate,
 	"slowlead":  slowLeader,
+	"strobe":    strobe,
 }
 
 // Kinds are the names of all faults.
@@ -69,7 +73,16 @@ func Kinds() []string { return slices.Sorted(maps.Keys(kinds)) }
 
 // NeedsClock says whether a fault needs nodes with clocks that can be set.
 func NeedsClock(kind string) bool {
-	return kind == "clockjump" || kind == "clockrate" || kind == "slowlead"
+	return slices.Contains([]string{"clockjump", "clockrate", "slowlead", "strobe"}, kind)
+}
+
+// NeedsSnapshots says whether a fault needs nodes that take snapshots often.
+func NeedsSnapshots(kind string) bool { return kind == "snapflip" || kind == "snapcut" }
+
+// Damages says whether a fault changes what is on a disk, behind the back of whoever has
+// written it.
+func Damages(kind string) bool {
+	return kind == "bitflip" || kind == "truncate" || NeedsSnapshots(kind)
 }
 
 // NeedsFar says whether a fault needs a host without a node.
@@ -81,11 +94,11 @@ func Removes(kind string) bool { return kind == "member" || kind == "replace" }
 // Hastens says whether a fault lets clocks run fast, at most by Fastest.
 func Hastens(kind string) bool { return kind == "clockrate" || kind == "slowlead" }
 
-// Usual are all faults but those that damage what is on the disk, behind the back of
-// whoever has written it. far says that there is a host without a node.
+// Usual are all faults but those that damage what is on the disk. far says that there is a
+// host without a node.
 func Usual(far bool) []string {
 	return slices.DeleteFunc(Kinds(), func(k string) bool {
-		return k == "bitflip" || k == "truncate" || NeedsFar(k) && !far
+		return Damages(k) || NeedsFar(k) && !far
 	})
 }
 

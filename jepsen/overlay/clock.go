@@ -18,7 +18,10 @@ func HasClock(path string) (bool, error) {
 // Clock gives a program a clock of its own that can be set while it runs: its wall
 // clock gets an offset, and the monotonic clock, with all timers, another rate. The
 // program reads both from the file named by JX_CLOCK, "RATE OFFSET", for example
-// "1 -1h", every 20 ms. It needs -ldflags=-checklinkname=0.
+// "1 -1h", every 20 ms, and tells at the same time what its clocks are in fact, in that
+// file's name with ".is" behind it: the kernel's monotonic clock and its own, the
+// kernel's wall clock and its own, all in nanoseconds. It needs
+// -ldflags=-checklinkname=0.
 //
 // These are changes of the Go runtime, and made for one release of it: see Write.
 var Clock = []Patch{
@@ -64,7 +67,14 @@ func time_now() (sec int64, nsec int32, mono int64)
 //go:nosplit
 func time_now() (sec int64, nsec int32, mono int64) {
 	sec, nsec, _ = jxRealNow()
-	return sec + jxWall()/1e9, nsec, nanotime()
+	wall := jxWall()
+	sec, nsec = sec+wall/1e9, nsec+int32(wall%1e9)
+	if nsec < 0 {
+		sec, nsec = sec-1, nsec+1e9
+	} else if nsec >= 1e9 {
+		sec, nsec = sec+1, nsec-1e9
+	}
+	return sec, nsec, nanotime()
 }
 `},
 	// With an assembly file beside it, a function may be declared without a body.
@@ -74,8 +84,9 @@ func time_now() (sec int64, nsec int32, mono int64) {
 import (
 	"fmt"
 	"os"
+	"syscall"
 	"time"
-	_ "unsafe"
+	"unsafe"
 )
 
 //go:linkname setClock jxclock.set
@@ -86,9 +97,15 @@ func init() {
 	if path == "" {
 		return
 	}
+	began, at := time.Now(), kernelClock(1)
 	go func() {
 		last := ""
 		for {
+			mono, own := kernelClock(1), int64(time.Since(began))+at
+			wall, ownWall := kernelClock(0), time.Now().UnixNano()
+			if os.WriteFile(path+".next.is", fmt.Appendln(nil, mono, own, wall, ownWall), 0o600) == nil {
+				_ = os.Rename(path+".next.is", path+".is")
+			}
 			b, _ := os.ReadFile(path)
 			if s := string(b); s != last && s != "" {
 				var rate float64
@@ -102,6 +119,13 @@ func init() {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}()
+}
+
+// kernelClock asks the kernel: 0 is the wall clock, 1 the monotonic one.
+func kernelClock(which uintptr) int64 {
+	var t syscall.Timespec
+	_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, which, uintptr(unsafe.Pointer(&t)), 0)
+	return t.Nano()
 }
 `},
 }

@@ -87,6 +87,16 @@ func (p *Proc) Running() bool {
 	return p.running()
 }
 
+// Pid is the number of the process that was started last; 0 before.
+func (p *Proc) Pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
 // Ended is closed when the process that was started last has ended.
 func (p *Proc) Ended() <-chan struct{} {
 	p.mu.Lock()
@@ -181,9 +191,7 @@ func (p *Proc) Stop() error {
 	if !p.Running() {
 		return nil
 	}
-	p.mu.Lock()
-	pid := p.cmd.Process.Pid
-	p.mu.Unlock()
+	pid := p.Pid()
 	for end := time.Now().Add(stopWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if Stopped(pid) {
 			return nil

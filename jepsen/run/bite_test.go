@@ -3,25 +3,18 @@
 package run_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lockerd/lockerd/jepsen/db"
 	"github.com/lockerd/lockerd/jepsen/disk"
-	"github.com/lockerd/lockerd/jepsen/gen"
-	"github.com/lockerd/lockerd/jepsen/history"
-	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/netns"
 	"github.com/lockerd/lockerd/jepsen/proc"
 	"github.com/lockerd/lockerd/jepsen/run"
@@ -413,78 +406,6 @@ func stream(a, b *netns.Host, n int) error {
 		_, err = c.Write(make([]byte, n))
 	}
 	return errors.Join(err, c.Close(), <-got)
-}
-
-// The leadership goes to another server when it is handed over, and a server that was
-// removed comes back as another one.
-func TestMembershipFaultsBite(t *testing.T) {
-	needSandbox(t)
-	binary := filepath.Join(dir, "lockerd")
-	if out, err := exec.Command("go", "build", "-o", binary, "../../cmd/lockerd").CombinedOutput(); err != nil {
-		t.Fatalf("build lockerd: %v: %s", err, out)
-	}
-	c, err := db.New(db.Options{Binary: binary, Nodes: 3, Disks: dir, Logs: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
-	defer cancel()
-	if err := errors.Join(c.AwaitReady(ctx), c.AwaitServers(ctx)); err != nil {
-		t.Fatal(err)
-	}
-	inject := func(kind string) (did string) {
-		t.Helper()
-		e := &nemesis.Env{Cluster: c, Rec: history.NewRecorder()}
-		if err := nemesis.Run(ctx, e, []gen.Fault{{Kind: kind, For: time.Millisecond, Seed: 1}}); err != nil {
-			t.Fatal(err)
-		}
-		for _, op := range e.Rec.Ops() {
-			if op.F == kind && op.Type == history.Info {
-				return op.Value
-			}
-		}
-		return ""
-	}
-	_, term := c.Leader(ctx)
-	did := inject("transfer")
-	was, is, _ := strings.Cut(did, " to ")
-	if _, now := c.Leader(ctx); was == is || is == "" || now <= term {
-		t.Errorf("it went from %q to %q, from term %d to %d", was, is, term, now)
-	}
-	before := voters(ctx, t, c)
-	inject("member")
-	after := voters(ctx, t, c)
-	stayed := 0
-	for id := range after {
-		if before[id] {
-			stayed++
-		}
-	}
-	if len(after) != 3 || stayed != 2 {
-		t.Errorf("the servers were %v, and are %v", before, after)
-	}
-}
-
-// voters are the ids of the servers with votes.
-func voters(ctx context.Context, t *testing.T, c *db.Cluster) map[string]bool {
-	t.Helper()
-	if err := c.AwaitServers(ctx); err != nil {
-		t.Fatal(err)
-	}
-	servers, err := c.Voters(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids := map[string]bool{}
-	for _, s := range servers {
-		ids[s.ID] = true
-	}
-	return ids
 }
 
 func TestStopBites(t *testing.T) {

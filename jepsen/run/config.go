@@ -49,6 +49,9 @@ func (c Config) Validate() error {
 			return fmt.Errorf("fault %s needs servers with clocks that can be set", k)
 		}
 	}
+	if !c.Snapshots && slices.ContainsFunc(c.Nemesis, nemesis.NeedsSnapshots) {
+		return fmt.Errorf("%v needs servers that take snapshots often: add --snapshots", c.Nemesis)
+	}
 	if !c.Far() && slices.ContainsFunc(c.Nemesis, nemesis.NeedsFar) {
 		return fmt.Errorf("%v: workload %s has no host without a node", c.Nemesis, c.Workload)
 	}
