@@ -277,3 +277,47 @@ func TestInVainOrAway(t *testing.T) {
 		}
 	}
 }
+
+// Waits that end with the lock may have been too long as well, and so may those that have
+// no end, and those for any of several locks.
+func TestWaitsThatEndWell(t *testing.T) {
+	for name, c := range map[string]struct {
+		call  history.Op
+		ends  func(s *script)
+		later int // how many who came later are served
+		want  Verdict
+	}{
+		"granted at last": {history.Op{}, func(s *script) {
+			s.event("granted", "l", "z", 99, "")
+			s.op(9, history.OK, history.Acquire, "l", "z", 99)
+		}, 30, Fail},
+		"granted, after few others": {history.Op{}, func(s *script) {
+			s.event("granted", "l", "z", 99, "")
+			s.op(9, history.OK, history.Acquire, "l", "z", 99)
+		}, 10, Pass},
+		"granted before the others": {history.Op{}, func(s *script) {
+			s.op(9, history.OK, history.Acquire, "l", "z", 1)
+		}, 30, Pass},
+		"not ended":      {history.Op{}, func(s *script) { s.event("queued", "x", "y", 0, ""); s.op(8, history.Invoke, history.Read, "x", "", 0) }, 30, Fail},
+		"any of two":     {history.Op{Locks: []string{"k", "l"}}, func(s *script) { s.op(9, history.Info, history.Acquire, "l", "z", 0) }, 30, Fail},
+		"all of two":     {history.Op{Locks: []string{"k", "l"}, All: true}, func(s *script) { s.op(9, history.Info, history.Acquire, "l", "z", 0) }, 30, Pass},
+		"would not wait": {history.Op{Try: true}, func(s *script) { s.op(9, history.Info, history.Acquire, "l", "z", 0) }, 30, Pass},
+	} {
+		s := tell()
+		call := c.call
+		call.Process, call.Type, call.F, call.Owner = 9, history.Invoke, history.Acquire, "z"
+		if call.Locks == nil {
+			call.Locks = []string{"l"}
+		}
+		s.add(call)
+		for f := range c.later {
+			s.get(1, "a", uint64(f+2))
+			s.put(1, "a", uint64(f+2))
+		}
+		s.now += time.Minute
+		c.ends(s)
+		if v := verdictOf(t, s, "nobody waits in vain"); v != c.want {
+			t.Errorf("%s: %s, want %s", name, v, c.want)
+		}
+	}
+}

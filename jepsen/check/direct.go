@@ -354,54 +354,6 @@ func recovery(in Input, pairs []history.Pair) Result {
 	return r
 }
 
-const (
-	// vainTime and vainGrants are how long somebody must have waited, and how many
-	// who came later must have been served meanwhile, for a wait to be in vain. A cut
-	// link is noticed in nine seconds, and no fault lasts longer than five.
-	vainTime   = 15 * time.Second
-	vainGrants = 20
-)
-
-// starved: nobody waits for ever while others are served, but for those who pass a
-// place while its node is out of touch. Who has been told of a place in the queue waits
-// since then: before, the node asked may have been cut off. (L2)
-func starved(ops []history.Op, pairs []history.Pair, a *audit) Result {
-	r := Result{Verdict: Pass}
-	inLine := func(p history.Pair) time.Duration {
-		for _, op := range ops {
-			if op.F == history.Queued && op.Process == p.Call.Process && op.Time > p.Call.Time && op.Time < p.Return.Time {
-				return op.Time
-			}
-		}
-		return p.Call.Time
-	}
-	for _, p := range pairs {
-		if p.Call.F != history.Acquire || p.Call.Try || len(p.Call.Locks) != 1 {
-			continue
-		}
-		r.Looked++
-		if !p.Done || p.Type() != history.Info || p.Return.Time-p.Call.Time < vainTime {
-			continue
-		}
-		since := inLine(p)
-		if p.Return.Time-since < vainTime {
-			continue
-		}
-		passed := 0
-		lawful := a.passed[place{p.Call.Owner, p.Call.Locks[0]}]
-		for _, q := range pairs {
-			if granted(q) && q.Call.Time > since && q.Return.Time < p.Return.Time && slices.Contains(q.Return.Locks, p.Call.Locks[0]) &&
-				!slices.ContainsFunc(lawful, func(s spanOf) bool { return s.first <= q.Return.Fence && q.Return.Fence <= s.last }) {
-				passed++
-			}
-		}
-		if passed >= vainGrants {
-			r.problem(p.Return.Index, "op %d: %s waited for %s for %v while %d who came later got it: %s", p.Return.Index, p.Call.Owner, p.Call.Locks[0], p.Return.Time-since, passed, p.Return.Error)
-		}
-	}
-	return r
-}
-
 // handOver is how long after its disk became full a leader may refuse new holds: by
 // then another server leads.
 const handOver = 4 * time.Second

@@ -2,6 +2,7 @@ package check
 
 import (
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 
 // checkTime is how long porcupine may look for an order for one part.
 const checkTime = 30 * time.Second
+
+// prefixTime is how long it may look for one for a part of that.
+const prefixTime = 100 * time.Millisecond
 
 // part is a history that porcupine can judge by itself: that of one lock, or that of
 // locks for which requests are made together.
@@ -185,20 +189,19 @@ type prefix struct {
 // then has an unknown end, so a legal history's prefixes are legal.
 func (p part) shortest() prefix {
 	ops := p.ops
-	lo, hi := int64(0), int64(0)
+	var moments []int64 // at which something was learnt
 	for _, op := range ops {
 		if op.Return < model.Forever {
-			hi = max(hi, op.Return)
+			moments = append(moments, op.Return)
 		}
 	}
-	for hi-lo > int64(time.Millisecond) {
-		mid := lo + (hi-lo)/2
-		if porcupine.CheckOperationsTimeout(p.model, until(ops, time.Duration(mid)), time.Second) == porcupine.Illegal {
-			hi = mid
-		} else {
-			lo = mid
-		}
-	}
+	slices.Sort(moments)
+	// One for which the time is too short is taken for legal: then a longer one is told of.
+	i := sort.Search(len(moments)-1, func(i int) bool {
+		cut := until(ops, time.Duration(moments[i]))
+		return porcupine.CheckOperationsTimeout(p.model, cut, prefixTime) == porcupine.Illegal
+	})
+	hi := moments[i]
 	cut := until(ops, time.Duration(hi))
 	n := prefix{count: len(cut), until: time.Duration(hi)}
 	var at int64 = -1
