@@ -59,6 +59,7 @@ type fake struct {
 
 	pings    atomic.Int64
 	accepted atomic.Int64
+	open     atomic.Int64
 	mute     atomic.Bool // answers no PING and no RENEW
 	// intercept, if set, may answer a request in place of the table.
 	intercept func(q transport.Request, w io.Writer) bool
@@ -167,6 +168,8 @@ func (f *fake) requests(v transport.Verb) []transport.Request {
 // serve reads the connection. An original server skips what it does not know, so
 // a fake of one drops the lines of proto 2 first.
 func (f *fake) serve(c net.Conn) {
+	f.open.Add(1)
+	defer f.open.Add(-1)
 	defer c.Close()
 	var src io.Reader = c
 	if f.proto == 1 {

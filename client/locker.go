@@ -144,6 +144,9 @@ func (l *Locker) unlock(ctx context.Context) error {
 	l.view.Store(nil)
 	h.retire()
 	if h.hasLost() {
+		if h.conn != nil {
+			h.conn.close() // over which the loss was told, as a rule
+		}
 		l.held = nil
 		return ErrLost
 	}

@@ -299,6 +299,7 @@ func TestLost(t *testing.T) {
 	if err := l.Unlock(t.Context()); !errors.Is(err, ErrLost) {
 		t.Errorf("Unlock: %v", err)
 	}
+	until(t, "the connection is closed over which the loss was told", func() bool { return f.open.Load() == 0 })
 	if err := l.Lock(t.Context()); err != nil || !l.Locked() {
 		t.Errorf("Lock after a loss: %v", err)
 	}
