@@ -227,6 +227,7 @@ func (t Counter) Run(ctx context.Context, p Programs) (CounterReport, error) {
 	systems := []func(dir string) *locker{
 		func(string) *locker { return unlocked() },
 		func(dir string) *locker { return lockersh(p, dir) },
+		func(dir string) *locker { return leased(p, dir, t.TTL) },
 	}
 	if p.installed() {
 		systems = append(systems, func(dir string) *locker { return etcd(p, dir, t.TTL) })

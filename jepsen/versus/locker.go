@@ -69,9 +69,21 @@ func unlocked() *locker {
 	}
 }
 
+// ourTitle is the title of lockersh with its default options, which is what is judged.
+const ourTitle = "lockersh"
+
+// leased is lockersh with a lease, for those who would rather go on than wait for a host
+// that does not answer.
+func leased(p Programs, dir string, lease time.Duration) *locker {
+	l := lockersh(p, dir, "--lease", lease.String())
+	l.title += " --lease " + lease.String()
+	l.about = fmt.Sprintf("the same with a lease of %v, which lockersh renews; when it ends the lock goes on, and lockersh kills its command as soon as it can", lease)
+	return l
+}
+
 // lockersh is the product.
-func lockersh(p Programs, dir string) *locker {
-	l := &locker{title: "lockersh", about: fmt.Sprintf("%s: %d servers with default options; lockersh with default options, so that the lock lasts as long as the command's process, and has no lease", version(p.Lockerd, "--version"), nodes)}
+func lockersh(p Programs, dir string, options ...string) *locker {
+	l := &locker{title: ourTitle, about: fmt.Sprintf("%s: %d servers with default options; lockersh with default options, so that the lock lasts as long as the command's process, and has no lease", version(p.Lockerd, "--version"), nodes)}
 	var join []string
 	for i := range nodes {
 		join = append(join, address(i)+":1754")
@@ -89,7 +101,7 @@ func lockersh(p Programs, dir string) *locker {
 	}
 	l.command = func(from int, lock string, command ...string) invocation {
 		return invocation{
-			args: append([]string{p.Lockersh, "--lock", lock, "--"}, command...),
+			args: slices.Concat([]string{p.Lockersh, "--lock", lock}, options, []string{"--"}, command),
 			env:  []string{"IPCLOCKER_HOST=" + strings.Join(rotated(from), ":")},
 		}
 	}

@@ -70,7 +70,7 @@ func (r CounterReport) Verdict() (Verdict, string) {
 func (r CounterReport) find() (product, control CounterColumn, ok bool) {
 	for _, c := range r.Columns {
 		switch c.Title {
-		case "lockersh":
+		case ourTitle:
 			product, ok = c, true
 		case "no lock":
 			control = c
@@ -184,7 +184,7 @@ type DeathSystem struct {
 // Verdict judges lockersh alone.
 func (r DeathReport) Verdict() (Verdict, string) {
 	for _, s := range r.Systems {
-		if s.Title != "lockersh" {
+		if s.Title != ourTitle {
 			continue
 		}
 		for i, row := range s.Rows {
@@ -239,7 +239,7 @@ The time has in it that of starting the command, for all alike.
 func (r DeathReport) ratios() []string {
 	var product DeathSystem
 	for _, s := range r.Systems {
-		if s.Title == "lockersh" {
+		if s.Title == ourTitle {
 			product = s
 		}
 	}
@@ -257,7 +257,7 @@ func (r DeathReport) ratios() []string {
 
 // Time is an upper bound of how long a test may take in all.
 func (t Counter) Time() time.Duration {
-	systems, runs := 3, time.Duration(t.Processes*t.Times)
+	systems, runs := 4, time.Duration(t.Processes*t.Times)
 	return time.Duration(systems) * (startTime + 2*clientTime + runs*time.Second + time.Duration(t.Pauses)*t.Pause)
 }
 

@@ -140,6 +140,7 @@ func TestCounterVerdict(t *testing.T) {
 	}{
 		{"nothing lost", []CounterColumn{control, column("lockersh", all, stopped)}, Pass, "lost nothing"},
 		{"etcd's losses are not ours", []CounterColumn{control, column("lockersh", all, stopped), column("etcdctl lock --ttl 2", lost, lost)}, Pass, "lost nothing"},
+		{"nor is a lease's price", []CounterColumn{control, column("lockersh", all, stopped), column("lockersh --lease 2s", lost, lost)}, Pass, "lost nothing"},
 		{"lost in a pause", []CounterColumn{control, column("lockersh", all, lost)}, Fail, "lost 10"},
 		{"lost without pauses", []CounterColumn{control, column("lockersh", lost, stopped)}, Fail, "lost 10"},
 		{"more than written", []CounterColumn{control, column("lockersh", Count{Lost: -1}, stopped)}, Undecided, "more"},
