@@ -24,6 +24,8 @@ const (
 	// holderPause is how long a holder is stopped: past its lease, and past the
 	// time by which somebody else has the lock.
 	holderPause = 4 * time.Second
+	// longPause is one in ten of them: past the time by which a lease certainly ends.
+	longPause = 9 * time.Second
 	// holderWork is the time between a holder's read and its write.
 	holderWork = 30 * time.Millisecond
 )
@@ -159,7 +161,11 @@ func (c *Client) addByHolder(ctx context.Context, a gen.Action) error {
 		case "read":
 			set = c.env.Register.Read(note.Fence)
 			if a.Roll < 0.3 {
-				c.stopHolder(ctx, h, lock)
+				long := holderPause
+				if a.Roll < 0.03 {
+					long = longPause
+				}
+				c.stopHolder(ctx, h, lock, long)
 			}
 		case "write":
 			c.write(set, fence)
@@ -178,10 +184,10 @@ func (c *Client) addByHolder(ctx context.Context, a gen.Action) error {
 }
 
 // stopHolder stops a holder for longer than its lease.
-func (c *Client) stopHolder(ctx context.Context, h *holder, lock string) {
+func (c *Client) stopHolder(ctx context.Context, h *holder, lock string, long time.Duration) {
 	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: history.Stopped, Locks: []string{lock}, Owner: c.user})
 	_ = h.cmd.Process.Signal(syscall.SIGSTOP)
-	_ = pause(ctx, holderPause)
+	_ = pause(ctx, long)
 	_ = h.cmd.Process.Signal(syscall.SIGCONT)
 	c.env.Rec.Add(history.Op{Process: c.process, Type: history.Info, F: history.Continued, Locks: []string{lock}, Owner: c.user})
 }
