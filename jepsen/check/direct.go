@@ -98,7 +98,7 @@ func (s span) String() string {
 // spans lists the certain holds by lock.
 func spans(in Input, pairs []history.Pair) map[string][]span {
 	released := map[uint64]time.Duration{}
-	broken := map[string][]time.Duration{} // by lock: calls of breaks of whoever holds it
+	broken := map[string][]stretch{} // by lock: breaks of whoever holds it
 	for _, p := range pairs {
 		switch p.Call.F {
 		case history.Release, history.Break:
@@ -108,7 +108,7 @@ func spans(in Input, pairs []history.Pair) map[string][]span {
 				}
 			} else if p.Call.F == history.Break {
 				for _, l := range p.Call.Locks {
-					broken[l] = append(broken[l], p.Call.Time)
+					broken[l] = append(broken[l], stretch{p.Call.Time, p.End()})
 				}
 			}
 		}
@@ -134,10 +134,10 @@ func spans(in Input, pairs []history.Pair) map[string][]span {
 		}
 		for _, l := range p.Return.Locks {
 			end := to
-			for _, t := range broken[l] {
+			for _, b := range broken[l] {
 				// A break that was under way when the hold began may have ended it.
-				if t >= p.Call.Time || breakEnds(pairs, l, t) > p.Call.Time {
-					end = min(end, max(t, p.Call.Time))
+				if b.from >= p.Call.Time || b.to > p.Call.Time {
+					end = min(end, max(b.from, p.Call.Time))
 				}
 			}
 			if end > p.Return.Time {
@@ -146,16 +146,6 @@ func spans(in Input, pairs []history.Pair) map[string][]span {
 		}
 	}
 	return locks
-}
-
-// breakEnds is when the break of a lock that was called at t returned.
-func breakEnds(pairs []history.Pair, lock string, t time.Duration) time.Duration {
-	for _, p := range pairs {
-		if p.Call.F == history.Break && p.Call.Time == t && slices.Contains(p.Call.Locks, lock) {
-			return p.End()
-		}
-	}
-	return t
 }
 
 // exclusion: certain holds of one lock do not overlap, but for those that may

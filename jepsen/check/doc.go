@@ -9,4 +9,9 @@
 // the call of its release, of a break of that lock, the death of its process, or
 // the end of its limit, counted from the call of the acquire. Two certain holds
 // that exclude each other and overlap are a violation, whatever the servers say.
+//
+// # What shows that a check can fail
+//
+// Each of Checks has a history made up in a test that it fails, and a deliberate fault of
+// the server that it is to catch (package overlay): a test walks through all of them.
 package check

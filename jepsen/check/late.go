@@ -81,19 +81,19 @@ func within(from, to time.Duration, others []stretch) (sum time.Duration) {
 	return sum
 }
 
-// longFaults is what single faults took beyond longFault, in a time.
-func longFaults(from, to time.Duration, ops []history.Op) (sum time.Duration) {
+// longFaults are those that took more than longFault.
+func longFaults(ops []history.Op) (all []stretch) {
 	open := map[string]time.Duration{}
 	for _, op := range ops {
 		switch {
 		case op.Process != history.Nemesis:
 		case op.Type == history.Invoke:
 			open[op.F] = op.Time
-		case op.Type == history.OK && op.Time >= from && open[op.F] <= to:
-			sum += max(0, op.Time-open[op.F]-longFault)
+		case op.Type == history.OK && op.Time-open[op.F] > longFault:
+			all = append(all, stretch{open[op.F], op.Time})
 		}
 	}
-	return sum
+	return all
 }
 
 // due is when a hold is to have ended, and why; Forever if nothing ends it.
@@ -146,7 +146,8 @@ func stopped(ops []history.Op) map[string][]stretch {
 // process is dead, ends soon: within some seconds, and as long as faults were in the way.
 func outlasting(s *seen) Result {
 	r := Result{Verdict: Pass}
-	died, stops, trouble := deaths(s.Ops), stopped(s.Ops), disturbances(s.Ops)
+	died, stops := deaths(s.Ops), stopped(s.Ops)
+	trouble, long := disturbances(s.Ops), longFaults(s.Ops)
 	last := time.Duration(0) // heard of
 	for _, e := range s.Events {
 		last = max(last, e.Time)
@@ -170,7 +171,13 @@ func outlasting(s *seen) Result {
 			}
 			for _, d := range dues(s, p, began, died, stops) {
 				r.Looked++
-				excuse := min(within(began, ended, trouble), lateAtMost+longFaults(began, ended, s.Ops))
+				most := lateAtMost
+				for _, f := range long {
+					if f.to >= began && f.from <= ended {
+						most += f.to - f.from - longFault
+					}
+				}
+				excuse := min(within(began, ended, trouble), most)
 				if by := d.at + d.grace + excuse; ended > by && d.until > by {
 					r.problem(p.Return.Index, "the hold of %s (op %d, fence %d) was there until %v, and was to end by %s at %v (%v later, with %v for faults)",
 						p.Call.Owner, p.Return.Index, f, ended, d.why, d.at, d.grace, excuse)
