@@ -32,12 +32,14 @@ func (n *Node) callRoll(base fsm.Millis) fsm.Incarnation {
 
 // attend is the leader's job of keeping that up: a connection that ends takes its node's
 // places out of line, in the log behind whatever has come by it, and the next one puts
-// them back. The nodes of many are told of in one entry. While none comes or goes,
+// them back. The nodes of many are told of in one entry. Whoever comes is told what
+// orders there are for it. While none comes or goes,
 // nothing is written; the ticker is for what has crossed on its way.
 func (n *Node) attend(ctx context.Context, o *office, before fsm.Incarnation) {
 	t := time.NewTicker(reapEvery)
 	defer t.Stop()
 	for {
+		n.remind()
 		select {
 		case <-ctx.Done():
 			return

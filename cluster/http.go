@@ -43,6 +43,16 @@ type AdminNode interface {
 	Transfer(ctx context.Context, to string) (leader string, err error)
 	// Remove takes a server out of the cluster for good. A [Refusal] says why it will not be done.
 	Remove(ctx context.Context, node string, force bool) (RemovedServer, error)
+	// OpenOrder asks nodes to do something, all or none. A [Refusal] says why it will not be done.
+	OpenOrder(ctx context.Context, req OrderRequest, by string) (id uint64, err error)
+	// FollowOrder waits for an order's next state after the one that is named; "": none.
+	FollowOrder(ctx context.Context, id uint64, after string) (OrderInfo, error)
+	// AbandonOrder sees to it that an order ends, as who asked for it has gone.
+	AbandonOrder(id uint64)
+	Orders(ctx context.Context, all bool) ([]OrderInfo, error)
+	// Thaw ends orders and waits for them to be closed, but not longer than ctx. A
+	// [Refusal] says that there are none such.
+	Thaw(ctx context.Context, req ThawRequest, by string) ([]OrderInfo, error)
 	// Ready says why the node cannot serve.
 	Ready(ctx context.Context) error
 	Name() string
@@ -56,6 +66,8 @@ type webPort struct {
 	origin  *http.CrossOriginProtection
 	uid     int           // whom the node runs as
 	watches chan struct{} // one token an open event stream
+
+	orderStreams chan struct{} // one token a request that waits for an order
 }
 
 // NewHTTPServer makes the server of the HTTP port: a status page, /healthz,
@@ -71,6 +83,8 @@ func NewHTTPServer(node AdminNode, log hclog.Logger, names ...string) *http.Serv
 		origin:  http.NewCrossOriginProtection(),
 		uid:     os.Getuid(),
 		watches: make(chan struct{}, maxWatches),
+
+		orderStreams: make(chan struct{}, maxOrderStreams),
 	}
 	if h, err := os.Hostname(); err == nil {
 		names = append(names, h)

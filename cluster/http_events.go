@@ -74,7 +74,7 @@ func (p *webPort) events(w http.ResponseWriter, r *http.Request) {
 			if lock != "" && !slices.Contains(e.Locks, lock) {
 				continue
 			}
-			if enc.Encode(eventInfoOf(e)) != nil {
+			if enc.Encode(lineOf(e)) != nil {
 				return
 			}
 			if len(ch) > 0 {
@@ -125,6 +125,35 @@ func eventInfoOf(e fsm.Event) eventInfo {
 	}
 	if e.Cause != fsm.CauseNone {
 		i.Cause = e.Cause.String()
+	}
+	return i
+}
+
+// orderEventInfo describes an event of an order to watchers.
+type orderEventInfo struct {
+	Kind   string     `json:"kind"` // order-opened, order-freezing, order-frozen, order-ended or order-closed
+	Order  uint64     `json:"order"`
+	Action string     `json:"action"`
+	Nodes  []string   `json:"nodes"`
+	By     string     `json:"by"` // who asked for it
+	Reason string     `json:"reason,omitempty"`
+	Text   string     `json:"reason_text,omitempty"`
+	At     fsm.Millis `json:"at_ms"` // replicated time
+}
+
+// lineOf is what watchers are told of an event.
+func lineOf(e fsm.Event) any {
+	if !e.OfOrder() {
+		return eventInfoOf(e)
+	}
+	i := orderEventInfo{
+		Kind: e.Kind.String(), Order: uint64(e.Order.ID), Action: e.Order.Action, By: e.Order.By, At: e.At,
+	}
+	for _, p := range e.Order.Parts {
+		i.Nodes = append(i.Nodes, p.Name)
+	}
+	if e.Order.IsOver() {
+		i.Reason, i.Text = e.Order.Reason.String(), reasonText(e.Order)
 	}
 	return i
 }

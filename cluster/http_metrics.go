@@ -24,8 +24,9 @@ func series(name, help string, kind prometheus.ValueType, of func(*Status) float
 type nodeCollector struct {
 	node  AdminNode
 	build *prometheus.Desc
+	ended *prometheus.Desc // of servers alone, as the next
 	all   []metric
-	table []metric // of servers alone
+	table []metric
 }
 
 func newNodeCollector(node AdminNode) *nodeCollector {
@@ -39,6 +40,7 @@ func newNodeCollector(node AdminNode) *nodeCollector {
 	return &nodeCollector{
 		node:  node,
 		build: prometheus.NewDesc("lockerd_build_info", "1, with the node's version, name and role.", []string{"version", "name", "role"}, nil),
+		ended: prometheus.NewDesc("lockerd_orders_ended_total", "Orders that have ended since the cluster began, by reason.", []string{"reason"}, nil),
 		all: []metric{
 			series("ready", "Whether a leader is in reach.", gauge, func(s *Status) float64 { return yes(s.Ready) }),
 			series("is_leader", "Whether this node leads.", gauge, func(s *Status) float64 { return yes(s.Role == "leader") }),
@@ -62,6 +64,7 @@ func newNodeCollector(node AdminNode) *nodeCollector {
 			series("holds", "Holds.", gauge, func(s *Status) float64 { return float64(s.Counts.Holds) }),
 			series("waits", "Requests queued.", gauge, func(s *Status) float64 { return float64(s.Counts.Waits) }),
 			series("table_nodes", "Nodes that take part in the table.", gauge, func(s *Status) float64 { return float64(s.Counts.Nodes) }),
+			series("orders", "Orders that are open.", gauge, func(s *Status) float64 { return float64(s.Counts.Orders) }),
 			series("grants_total", "Holds granted since the cluster began.", counter, func(s *Status) float64 { return float64(s.Counts.Fence) }),
 			series("queued_total", "Requests ever queued since the cluster began.", counter, func(s *Status) float64 { return float64(s.Counts.Ticket) }),
 		},
@@ -71,6 +74,7 @@ func newNodeCollector(node AdminNode) *nodeCollector {
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.build
+	ch <- c.ended
 	for _, m := range append(c.all, c.table...) {
 		ch <- m.desc
 	}
@@ -89,6 +93,9 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	list := c.all
 	if s.Counts != nil {
 		list = append(list[:len(list):len(list)], c.table...)
+		for reason, n := range s.Counts.OrdersEnded {
+			ch <- prometheus.MustNewConstMetric(c.ended, prometheus.CounterValue, float64(n), reason)
+		}
 	}
 	for _, m := range list {
 		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.of(&s))

@@ -1,31 +1,134 @@
 package cluster
 
 import (
-	"errors"
+	"context"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"time"
+
+	"github.com/lockerd/lockerd/fsm"
 )
 
-var errNoOrders = errors.New("this node takes no orders yet")
+// maxOrderStreams bounds requests that wait for orders; no more can be open.
+const maxOrderStreams = fsm.MaxOpenOrders
 
 // orders answers GET /v1/orders[?all=1].
 func (p *webPort) orders(w http.ResponseWriter, r *http.Request) {
-	failNode(w, errNoOrders)
+	all, err := flag(r, "all")
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), httpWait)
+	defer cancel()
+	list, err := p.node.Orders(ctx, all)
+	if err != nil {
+		failNode(w, err)
+		return
+	}
+	answer(w, http.StatusOK, OrderList{Orders: list})
 }
 
-// openOrder answers POST /v1/orders.
+// openOrder answers POST /v1/orders: a JSON object a line for each state that the order
+// comes into, up to frozen, or, if it is attached, to its end. An attached order ends
+// with the connection.
 func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
-	if _, err := p.admin(r); err != nil {
+	by, err := p.admin(r)
+	if err != nil {
+		p.log.Warn("order refused", "from", r.RemoteAddr, "reason", err)
 		fail(w, http.StatusForbidden, err)
 		return
 	}
-	failNode(w, errNoOrders)
+	var req OrderRequest
+	if code, err := readJSON(r, &req); err != nil {
+		fail(w, code, err)
+		return
+	}
+	select {
+	case p.orderStreams <- struct{}{}:
+		defer func() { <-p.orderStreams }()
+	default:
+		failNode(w, fmt.Errorf("%d requests wait for orders here already", maxOrderStreams))
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(r.Context(), httpWait, fmt.Errorf("no answer within %v", httpWait))
+	id, err := p.node.OpenOrder(ctx, req, by)
+	cancel()
+	p.log.Info("order", "id", id, "action", req.Action, "nodes", req.Nodes, "all", req.All, "by", by,
+		"timeout_ms", req.TimeoutMS, "attached", req.Attached, "fence", req.Fence, "error", err)
+	if err != nil {
+		failAdmin(w, err)
+		return
+	}
+	closed := p.stream(w, r, id, req.Attached)
+	if req.Attached && !closed {
+		p.node.AbandonOrder(id)
+	}
+}
+
+// stream tells of an order's states, and reports whether it told of the last one.
+func (p *webPort) stream(w http.ResponseWriter, r *http.Request, id uint64, attached bool) (closed bool) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := http.NewResponseController(w)
+	// The time for requests is over; what is waited for now is the end of the connection.
+	if out.SetReadDeadline(time.Time{}) != nil {
+		return false
+	}
+	enc := json.NewEncoder(w)
+	state := ""
+	for {
+		ctx, cancel := context.WithTimeout(r.Context(), watchPulse)
+		o, err := p.node.FollowOrder(ctx, id, state)
+		pulse := ctx.Err() != nil && r.Context().Err() == nil
+		cancel()
+		if stretch(out) != nil || r.Context().Err() != nil {
+			return false
+		}
+		switch {
+		case err != nil && pulse:
+			_, err = w.Write([]byte("\n"))
+		case err != nil:
+			_ = enc.Encode(failure{err.Error()}) // the client may have gone: nobody to tell
+			return false
+		default:
+			state = o.State
+			err = enc.Encode(o)
+			closed = o.State == fsm.OrderClosed.String()
+		}
+		if err != nil || out.Flush() != nil {
+			return false
+		}
+		if closed || !attached && state == fsm.OrderFrozen.String() {
+			return closed
+		}
+	}
 }
 
 // thawOrders answers POST /v1/orders/thaw.
 func (p *webPort) thawOrders(w http.ResponseWriter, r *http.Request) {
-	if _, err := p.admin(r); err != nil {
+	by, err := p.admin(r)
+	if err != nil {
+		p.log.Warn("thaw refused", "from", r.RemoteAddr, "reason", err)
 		fail(w, http.StatusForbidden, err)
 		return
 	}
-	failNode(w, errNoOrders)
+	var req ThawRequest
+	if code, err := readJSON(r, &req); err != nil {
+		fail(w, code, err)
+		return
+	}
+	if err := req.validate(); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), httpWait)
+	defer cancel()
+	list, err := p.node.Thaw(ctx, req, by)
+	p.log.Info("thaw", "id", req.ID, "node", req.Node, "all", req.All, "action", req.Action, "by", by, "ended", len(list), "error", err)
+	if err != nil {
+		failAdmin(w, err)
+		return
+	}
+	answer(w, http.StatusOK, OrderList{Orders: list})
 }

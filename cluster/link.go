@@ -278,6 +278,12 @@ func (l *link) handle(kind byte, b []byte) error {
 		if l.node.replica == nil {
 			l.node.liveness.note(events)
 		}
+	case frameOrders:
+		events, err := decodeEvents(b)
+		if err != nil {
+			return err
+		}
+		l.node.orders.note(events)
 	case frameReply:
 		return l.reply(b)
 	case frameWhich:

@@ -75,6 +75,7 @@ type Node struct {
 
 	ledger  *ledger
 	peers   *peers
+	orders  *orders
 	events  *feed
 	mux     *transport.Mux
 	gossip  *gossip
@@ -134,6 +135,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 
 		changing: make(chan struct{}, 1),
 	}
+	n.orders = newOrders(n)
 	n.ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if n.cfg.Dial == nil {
 		n.cfg.Dial = (&transport.Dialer{}).Dial
@@ -263,6 +265,7 @@ func (n *Node) Close(ctx context.Context) error {
 	n.mu.Unlock()
 	defer close(n.closed)
 
+	n.thawAll(ctx)
 	if n.clients != nil {
 		n.clients.move(ctx, n.otherNodes())
 	}
@@ -304,6 +307,9 @@ func (n *Node) Close(ctx context.Context) error {
 		for _, c := range n.closers {
 			errs = append(errs, c())
 		}
+		if n.cfg.Executor != nil {
+			errs = append(errs, n.cfg.Executor.Close())
+		}
 	}
 	n.events.close()
 	errs = append(errs, n.liveness.close())
@@ -332,6 +338,13 @@ func waitFor(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return fmt.Errorf("stop the node: %w", context.Cause(ctx))
 	}
+}
+
+// thawAll undoes what this host has frozen for orders, and has the table know.
+func (n *Node) thawAll(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, handover)
+	defer cancel()
+	n.orders.stop(ctx)
 }
 
 // handOver gives leadership to another server, so that the cluster goes on at once.

@@ -243,6 +243,12 @@ func proposalSize(p fsm.Proposal) int {
 		size += len(c.Name)
 	case fsm.RemoveServer:
 		size += len(c.ID) + len(c.Name) + len(c.Addr)
+	case fsm.OrderOpen:
+		size += len(c.By) + len(c.Action) + len(c.Spec) + namesSize(c.Nodes)
+	case fsm.OrderReport:
+		size += len(c.Text)
+	case fsm.OrderEnd:
+		size += len(c.By)
 	}
 	return size
 }

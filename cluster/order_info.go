@@ -1,6 +1,11 @@
 package cluster
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/lockerd/lockerd/fsm"
+)
 
 // OrderRequest is the body of POST /v1/orders.
 type OrderRequest struct {
@@ -72,4 +77,82 @@ type ThawRequest struct {
 // OrderList is the answer to GET /v1/orders and to POST /v1/orders/thaw.
 type OrderList struct {
 	Orders []OrderInfo `json:"orders"` // by id
+}
+
+// orderInfo describes an order of the table.
+func orderInfo(o *fsm.Order) OrderInfo {
+	i := OrderInfo{
+		ID: uint64(o.ID), Action: o.Action, Spec: specOf(o), By: o.By,
+		State: o.State.String(), Nodes: make([]OrderNode, 0, len(o.Parts)),
+		OpenedMS: uint64(o.Opened), FrozenMS: uint64(o.Frozen), EndedMS: uint64(o.Ended), TimeoutMS: uint64(o.Timeout),
+		Attached: o.Requester != 0, Fence: uint64(o.Fence), ReleaseLock: o.ReleaseLock,
+	}
+	if o.Frozen != 0 {
+		i.SpreadMS = uint64(o.Frozen - o.First)
+	}
+	if o.IsOver() {
+		i.Reason, i.ReasonText = o.Reason.String(), reasonText(o)
+	}
+	for _, p := range o.Parts {
+		n := OrderNode{Node: p.Name, State: p.State.String(), Text: p.Text, TookMS: uint64(p.Took)}
+		if p.Cause != fsm.ThawNone {
+			n.Cause = p.Cause.String()
+		}
+		i.Nodes = append(i.Nodes, n)
+	}
+	return i
+}
+
+// specOf is what an order is about, as JSON: what is none is told as a string.
+func specOf(o *fsm.Order) json.RawMessage {
+	switch {
+	case len(o.Spec) == 0:
+		return nil
+	case json.Valid(o.Spec):
+		return o.Spec
+	}
+	return mustJSON(string(o.Spec))
+}
+
+// stateOf reads the name of a state; one that is not known is before all.
+func stateOf(name string) fsm.OrderState {
+	s := fsm.OrderClosed
+	for s > fsm.OrderPreparing && s.String() != name {
+		s--
+	}
+	return s
+}
+
+// reasonText says why an order has ended.
+func reasonText(o *fsm.Order) string {
+	switch o.Reason {
+	case fsm.OrderThawed:
+		return "thawed by " + o.Who
+	case fsm.OrderDeadline:
+		if o.Who != "" {
+			return "its time was over, as counted by node " + o.Who
+		}
+		return "its time was over"
+	case fsm.OrderRequester:
+		if o.Who != "" {
+			return fmt.Sprintf("node %s, by which it was asked for, has gone", o.Who)
+		}
+		return "who had asked for it has gone"
+	case fsm.OrderFailed:
+		if o.Who != "" {
+			return fmt.Sprintf("node %s: %s", o.Who, o.Text)
+		}
+		return o.Text
+	case fsm.OrderNodeAway:
+		return fmt.Sprintf("node %s is out of touch", o.Who)
+	case fsm.OrderNodeGone:
+		return fmt.Sprintf("node %s was given up, or started anew", o.Who)
+	case fsm.OrderNodeLeft:
+		return fmt.Sprintf("node %s was stopped or removed", o.Who)
+	case fsm.OrderQuorum:
+		return fmt.Sprintf("node %s lost touch with the quorum, and has thawed by itself", o.Who)
+	case fsm.OrderLock:
+		return fmt.Sprintf("the lock has ended under which it stood, the hold with fence %d", o.Fence)
+	}
+	return ""
 }

@@ -180,6 +180,16 @@ func (ps *peers) push(events []fsm.Event) {
 	}
 	frames := make(map[*peer][]byte)
 	for _, e := range events {
+		if e.OfOrder() {
+			if _, waits := pendingOf(e.Order.State); e.Kind != fsm.EventOrderClosed {
+				for _, part := range e.Order.Parts {
+					if waits(part.State) {
+						ps.sendOrder(e.Kind, e.Order, part)
+					}
+				}
+			}
+			continue
+		}
 		asked := ps.by[e.Ask.Node]
 		if asked != nil && tells(e.Kind) {
 			frames[asked] = fsm.AppendEvent(frames[asked], e)
@@ -466,6 +476,33 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
 		}
 		return mustJSON(n.handTo(ctx, q)), nil
+	case askOrders:
+		var list []word
+		if err := json.Unmarshal(payload, &list); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		if n.office.Load() == nil {
+			return nil, errOutOfOffice
+		}
+		err := n.standings(ctx, list)
+		return mustJSON(list), err
+	case askOrderList:
+		var all bool
+		if err := json.Unmarshal(payload, &all); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		list, err := n.Orders(ctx, all)
+		return mustJSON(list), err
+	case askFollow:
+		var q orderQuery
+		if err := json.Unmarshal(payload, &q); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		if n.replica == nil {
+			return nil, fmt.Errorf("%s is an agent", n.cfg.Name)
+		}
+		o, err := n.follow(ctx, q)
+		return mustJSON(o), err
 	case askInvite:
 		var inv invitation
 		if err := json.Unmarshal(payload, &inv); err != nil {

@@ -30,6 +30,7 @@ const (
 	frameReply   = 'y' // id, status, payload
 	frameRemoved = 'x' // the node was removed from the cluster whose id this is
 	frameGivenUp = 'g' // an incarnation that the table knows no more
+	frameOrders  = 'd' // events of orders in which the node has a part, which they show alone
 	frameWhich   = 'q' // id, []fsm.Fence as JSON: which of them are anchored at the agent?
 )
 
@@ -98,6 +99,10 @@ const (
 	askTransfer = 'f' // transferQuery -> adminReply; answered by the leader
 	askRemove   = 'r' // removeQuery -> adminReply; answered by the leader
 	askMembers  = 'm' // -> []Member
+
+	askOrders    = 'w' // []word -> []word; answered by the leader
+	askOrderList = 'l' // with the closed ones -> []OrderInfo
+	askFollow    = 'u' // orderQuery -> OrderInfo, or null if it is not further yet
 )
 
 // Status bytes of frameReply.

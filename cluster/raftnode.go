@@ -52,7 +52,7 @@ func (n *Node) openRaft() error {
 	n.replica = newReplica()
 	n.replica.halt = n.fail
 	n.replica.written = n.logWritten
-	n.replica.restored = func() { n.events.skip(); n.run(n.resync); n.run(n.recharge) }
+	n.replica.restored = func() { n.events.skip(); n.orders.tell(); n.run(n.resync); n.run(n.recharge) }
 	n.replica.applied = n.entryApplied
 
 	layer := newRaftLayer(n.mux.Listen(HeaderRaft), n.dialRaft, HeaderRaft, raft.ServerID(n.id), peerAddr(n.addr))
@@ -157,6 +157,7 @@ func (n *Node) entryApplied(o fsm.Outcome) {
 		n.ledger.deliver(o.Events)
 		n.events.publish(o.Events)
 		n.liveness.note(o.Events)
+		n.orders.note(o.Events)
 		if p := n.polls.Load(); p != nil {
 			p.note(o.Events)
 		}

@@ -61,6 +61,9 @@ type TableCounts struct {
 	Nodes  int    `json:"nodes"`  // that take part in the table
 	Fence  uint64 `json:"fence"`  // the last one given out: how many holds there ever were
 	Ticket uint64 `json:"ticket"` // the last one given out: how many waits there ever were
+
+	Orders      int               `json:"orders"`       // that are open
+	OrdersEnded map[string]uint64 `json:"orders_ended"` // that there ever were, by reason
 }
 
 // Member is a node in gossip.
@@ -105,6 +108,10 @@ func (n *Node) Report(ctx context.Context, digest bool) (Status, error) {
 		s.Counts = &TableCounts{
 			Locks: c.Locks, Holds: c.Holds, Waits: c.Waits, Nodes: c.Nodes,
 			Fence: uint64(c.Fence), Ticket: uint64(c.Ticket),
+			Orders: c.Orders, OrdersEnded: make(map[string]uint64),
+		}
+		for reason := fsm.OrderThawed; int(reason) < len(c.Ended); reason++ {
+			s.Counts.OrdersEnded[reason.String()] = c.Ended[reason]
 		}
 	})
 	if !digest {

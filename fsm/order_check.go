@@ -10,6 +10,9 @@ func (m *Machine) checkOrders() error {
 	if len(l.open) > MaxOpenOrders || len(l.closed) > MaxClosed {
 		return fmt.Errorf("I14: %d orders are open, and %d closed ones remembered", len(l.open), len(l.closed))
 	}
+	if ended := uint64(l.last) - uint64(len(l.open)); l.sum() < uint64(len(l.closed)) || l.sum() < ended || l.sum() > uint64(l.last) {
+		return fmt.Errorf("I14: %d orders have ended, of %d", l.sum(), l.last)
+	}
 	ids := make(map[OrderID]bool)
 	nonces := make(map[[16]byte]bool)
 	last := OrderID(0)
@@ -117,4 +120,12 @@ func (o *Order) agrees() bool {
 		return !o.all(PartFailed, PartThawed)
 	}
 	return o.all(PartFailed, PartThawed)
+}
+
+// sum is how many orders have ended.
+func (l *orders) sum() (sum uint64) {
+	for _, n := range l.ended {
+		sum += n
+	}
+	return sum
 }

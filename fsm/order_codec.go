@@ -161,17 +161,37 @@ func (r *reader) order() *Order {
 	return o
 }
 
+// appendEnded writes the counts up to the last that is not zero.
+func appendEnded(b []byte, e OrdersEnded) []byte {
+	n := len(e)
+	for n > 0 && e[n-1] == 0 {
+		n--
+	}
+	b = binary.AppendUvarint(b, uint64(n))
+	for _, v := range e[:n] {
+		b = binary.AppendUvarint(b, v)
+	}
+	return b
+}
+
 // orders reads what Encode wrote of orders.
 func (r *reader) orders(m *Machine) {
 	if r.err != nil || len(r.b) == 0 {
 		return
 	}
-	if r.byte() != 0 || r.byte() != 0 {
+	if a, b := r.byte(), r.byte(); a|b != 0 {
 		r.fail("an unknown part")
 	}
 	m.orders.last = OrderID(r.uvarint())
 	if r.err == nil && m.orders.last == 0 {
 		r.fail("an empty ledger of orders")
+	}
+	n := r.count(len(m.orders.ended), 1, "reasons")
+	for i := range n {
+		m.orders.ended[i] = r.uvarint()
+	}
+	if r.err == nil && n > 0 && m.orders.ended[n-1] == 0 {
+		r.fail("a zero at the end")
 	}
 	m.orders.open = r.orderList(MaxOpenOrders)
 	m.orders.closed = r.orderList(MaxClosed)

@@ -11,6 +11,15 @@ type orders struct {
 	last   OrderID // the last one given out
 	open   []*Order
 	closed []*Order
+	ended  OrdersEnded
+}
+
+// OrdersEnded says how many orders have ended so far, by reason.
+type OrdersEnded [OrderLock + 1]uint64
+
+func (l orders) clone() orders {
+	l.open, l.closed = slices.Clone(l.open), slices.Clone(l.closed)
+	return l
 }
 
 func (l *orders) find(id OrderID) *Order {

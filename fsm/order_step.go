@@ -98,6 +98,7 @@ func (m *Machine) orderEnd(c OrderEnd) Result {
 func (m *Machine) endOrder(o *Order, reason OrderReason, who, text string) {
 	if !o.IsOver() {
 		o.State, o.Ended, o.Reason, o.Who, o.Text = OrderThawing, m.now, reason, who, text
+		m.orders.ended[reason]++
 		m.orderEvent(EventOrderEnded, o)
 	}
 	m.closeIfDone(o)

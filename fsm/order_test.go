@@ -176,8 +176,10 @@ func TestOrdersInSnapshot(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, c := range []Command{
-				OrderReport{Order: 2, Node: 1, State: PartFrozen}, OrderEnd{Order: 2, By: "b", Reason: OrderThawed},
-				OrderOpen{Nonce: [16]byte{5}, By: "b", Action: "a", AllNodes: true}, NodeGone{Node: 2},
+				OrderReport{Order: 2, Node: 1, State: PartFrozen},
+				OrderEnd{Order: 2, By: "b", Reason: OrderThawed},
+				OrderOpen{Nonce: [16]byte{5}, By: "b", Action: "a", AllNodes: true},
+				NodeGone{Node: 2},
 			} {
 				apply(m, c)
 				apply(again, c)

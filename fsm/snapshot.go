@@ -50,7 +50,7 @@ func (m *Machine) Snapshot() *Snapshot {
 		waits:       m.waits.share(),
 		turns:       m.turns.all(),
 		removed:     m.removed,
-		orders:      orders{last: m.orders.last, open: slices.Clone(m.orders.open), closed: slices.Clone(m.orders.closed)},
+		orders:      m.orders.clone(),
 	}
 	for i, o := range m.sessions {
 		s.sessions[i] = memory{node: o.node, floor: o.floor, answers: slices.Clone(o.answers)}
@@ -103,8 +103,9 @@ func (s *Snapshot) away() (away []Incarnation) {
 //	uvarint count, turns by time
 //	uvarint count, incarnations that are away, rising; nothing if none is
 //	zero, uvarint count, removed servers by time; nothing if there is none
-//	zero, zero, uvarint last order, uvarint count, open orders by id, uvarint count,
-//	closed orders by time; nothing if there never was an order
+//	zero, zero, uvarint last order, uvarint count, how many have ended by reason,
+//	uvarint count, open orders by id, uvarint count, closed orders by time; nothing if
+//	there never was an order
 //	CRC-32C of all before it, 4 bytes, little-endian
 //
 // It stops at the first error of write, and returns that. write must not keep
@@ -182,6 +183,7 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 	b = appendRemoved(b, s.removed)
 	if s.orders.last > 0 {
 		b = binary.AppendUvarint(append(b, 0, 0), uint64(s.orders.last))
+		b = appendEnded(b, s.orders.ended)
 		for _, list := range [...][]*Order{s.orders.open, s.orders.closed} {
 			b = binary.AppendUvarint(b, uint64(len(list)))
 			for _, o := range list {

@@ -140,8 +140,10 @@ type Counts struct {
 	Locks  int // held or waited for
 	Holds  int
 	Waits  int
-	Nodes  int    // open incarnations
-	Orders int    // open ones
+	Nodes  int     // open incarnations
+	Orders int     // open ones
+	Order  OrderID // the last one given out
+	Ended  OrdersEnded
 	Fence  Fence  // the last one given out
 	Ticket Ticket // the last one given out
 }
@@ -150,6 +152,6 @@ type Counts struct {
 func (m *Machine) Counts() Counts {
 	return Counts{
 		Locks: len(m.locks), Holds: len(m.holds.claims), Waits: len(m.waits.claims),
-		Nodes: len(m.sessions), Orders: len(m.orders.open), Fence: m.fence, Ticket: m.ticket,
+		Nodes: len(m.sessions), Orders: len(m.orders.open), Order: m.orders.last, Ended: m.orders.ended, Fence: m.fence, Ticket: m.ticket,
 	}
 }
