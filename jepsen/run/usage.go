@@ -8,12 +8,21 @@ import (
 	"github.com/lockerd/lockerd/jepsen/db"
 )
 
+// usageTries is how often a node is asked: it may be slow on a busy machine.
+const usageTries = 5
+
 // usage asks all nodes for what they have open. It leaves out who does not answer.
 func (s *session) usage(ctx context.Context) map[string]db.Usage {
 	all := map[string]db.Usage{}
 	for _, n := range s.cluster.Nodes {
-		if u, err := n.Usage(ctx); err == nil {
-			all[n.Name] = u
+		for range usageTries {
+			if u, err := n.Usage(ctx); err == nil {
+				all[n.Name] = u
+				break
+			}
+			if sleep(ctx, lookEvery) != nil {
+				break
+			}
 		}
 	}
 	return all
