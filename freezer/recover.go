@@ -17,9 +17,9 @@ import (
 // Recovered is a freeze whose guard was killed, and that has been undone.
 type Recovered struct {
 	ID        string    `json:"id"`
-	Guard     int       `json:"guard"` // its process number
-	Since     time.Time `json:"since"`
-	Processes int       `json:"processes"` // how many of them still lived
+	Guard     int       `json:"guard"`          // its process number
+	Since     time.Time `json:"since,omitzero"` // zero if the freeze had not begun
+	Processes int       `json:"processes"`      // how many of them still lived
 	Cgroups   int       `json:"cgroups"`
 	// FileSystems counts those that were still frozen.
 	FileSystems int `json:"filesystems,omitempty"`

@@ -150,3 +150,18 @@ func FuzzExecutor(f *testing.F) {
 		}
 	})
 }
+
+func TestRecoveredString(t *testing.T) {
+	for want, r := range map[string]Recovered{
+		"nothing":                     {},
+		"1 process":                   {Processes: 1},
+		"2 file systems":              {FileSystems: 2},
+		"5 processes, 1 cgroup":       {Processes: 5, Cgroups: 1},
+		"2 cgroups, 1 file system":    {Cgroups: 2, FileSystems: 1},
+		"3 processes, 3 file systems": {Processes: 3, FileSystems: 3},
+	} {
+		if got := r.String(); got != want {
+			t.Errorf("%+v is %q, want %q", r, got, want)
+		}
+	}
+}

@@ -82,8 +82,11 @@ func recovered(asJSON bool) int {
 		}
 	default:
 		for _, r := range done {
-			fmt.Printf("thawed %d processes and %d cgroups of guard %d, frozen since %s\n",
-				r.Processes, r.Cgroups, r.Guard, r.Since.Local().Format(time.DateTime))
+			since := ""
+			if !r.Since.IsZero() {
+				since = ", frozen since " + r.Since.Local().Format(time.DateTime)
+			}
+			fmt.Printf("thawed %v of guard %d%s\n", &r, r.Guard, since)
 		}
 	}
 	if err != nil {
