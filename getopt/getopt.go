@@ -3,6 +3,8 @@
 //
 // Options that IPC::Locker does not have are marked as [New]: whatever prefix was
 // short for one of its options stays so.
+//
+// It also has what all programs answer in the same way: see [Program].
 package getopt
 
 import (

@@ -1,9 +1,12 @@
 package getopt
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -49,6 +52,43 @@ func TestParse(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q: %s, want %s", c.args, got, c.want)
+		}
+	}
+}
+
+func TestSeconds(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"0": 0, "5": 5 * time.Second, "1.5": 1500 * time.Millisecond, "2m": 2 * time.Minute, "1e9": 1e9 * time.Second,
+		"-5": -5 * time.Second, "-1m": -time.Minute,
+	} {
+		var s SignedSeconds
+		if err := s.Set(text); err != nil || time.Duration(s) != want {
+			t.Errorf("%s: %v, %v; want %v", text, time.Duration(s), err, want)
+		}
+		unsigned := Seconds(7)
+		err := unsigned.Set(text)
+		if want < 0 && (err == nil || unsigned != 7) || want >= 0 && (err != nil || time.Duration(unsigned) != want) {
+			t.Errorf("%s: %v, %v, as one that is not negative", text, time.Duration(unsigned), err)
+		}
+	}
+	for _, text := range []string{"", "x", "1e10", "-1e10", "NaN", "Inf", "1e999", "5 s", "5x"} {
+		var s SignedSeconds
+		if err := s.Set(text); err == nil {
+			t.Errorf("%q is %v", text, time.Duration(s))
+		}
+	}
+	if s := Seconds(90500 * time.Millisecond); s.String() != "90.5" {
+		t.Error(s.String())
+	}
+}
+
+func TestStatus(t *testing.T) {
+	p := Program{Statuses: []Status{{io.EOF, 3}, {io.ErrUnexpectedEOF, 4}}}
+	for err, want := range map[error]int{
+		io.EOF: 3, fmt.Errorf("read: %w", io.ErrUnexpectedEOF): 4, errors.Join(io.ErrUnexpectedEOF, io.EOF): 3, io.ErrNoProgress: ExitInternal,
+	} {
+		if got := p.Status(err); got != want {
+			t.Errorf("%v: %d, want %d", err, got, want)
 		}
 	}
 }

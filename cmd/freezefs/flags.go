@@ -65,12 +65,12 @@ Exit status:
 `
 
 type options struct {
-	query         bool
-	timeout       string
-	protect       []string
-	dryRun, json  bool
-	help, version bool
-	order         freezer.Order
+	getopt.Standard
+	query        bool
+	timeout      string
+	protect      []string
+	dryRun, json bool
+	order        freezer.Order
 }
 
 func flags(o *options) *pflag.FlagSet {
@@ -81,8 +81,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringArrayVar(&o.protect, "protect", nil, "refuse the file system of this `DIRECTORY`; may be given several times")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be frozen, in this order, and freeze nothing")
 	fs.BoolVar(&o.json, "json", false, "print in JSON")
-	fs.BoolVar(&o.help, "help", false, "print this text")
-	fs.BoolVar(&o.version, "version", false, "print the version")
+	o.Add(fs)
 	return fs
 }
 
@@ -91,7 +90,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	words, err := getopt.Parse(flags(o), args, true)
 	switch {
-	case err != nil || o.help || o.version:
+	case err != nil || o.Asked():
 		return o, err
 	case o.query && o.dryRun:
 		return nil, errors.New("--query and --dry-run exclude each other")

@@ -3,8 +3,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -13,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/getopt"
 )
 
 // version is set by the linker in releases.
@@ -21,15 +20,31 @@ var version = "2.0"
 // Exit statuses of our own, after sysexits(3) where it has one.
 const (
 	exitFrozen      = 1 // an answer
-	exitUsage       = 64
 	exitUnknown     = 65
 	exitNotMounted  = 66
 	exitUnsupported = 69
-	exitInternal    = 70
 	exitNoMemory    = 71
 	exitTempFail    = 75
 	exitNoRight     = 77
 )
+
+var program = getopt.Program{
+	Name: "freezefs", Version: version, Usage: usage, UsageEnd: usageEnd,
+	Statuses: []getopt.Status{
+		{Of: freezer.ErrPermission, Code: exitNoRight},
+		{Of: freezer.ErrProtected, Code: exitNoRight},
+		{Of: freezer.ErrNotMounted, Code: exitNotMounted},
+		{Of: freezer.ErrNotSupported, Code: exitUnsupported},
+		{Of: freezer.ErrUnknown, Code: exitUnknown},
+		{Of: freezer.ErrNoMemory, Code: exitNoMemory},
+		{Of: freezer.ErrAlreadyFrozen, Code: exitTempFail},
+		{Of: freezer.ErrHeld, Code: exitTempFail},
+		{Of: freezer.ErrDeadline, Code: exitTempFail},
+		{Of: freezer.ErrGuardLost, Code: exitTempFail},
+		{Of: freezer.ErrOption, Code: getopt.ExitUsage},
+		{Of: freezer.ErrOrder, Code: getopt.ExitUsage},
+	},
+}
 
 func main() {
 	freezer.AtGuard()
@@ -40,13 +55,9 @@ func run(args []string) int {
 	o, err := parse(args)
 	switch {
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%%Error: freezefs: %v; see --help\n", err)
-		return exitUsage
-	case o.help:
-		fmt.Print(usage, flags(&options{}).FlagUsagesWrapped(79), usageEnd)
-		return 0
-	case o.version:
-		fmt.Println("Version:", version)
+		return program.Misused(err)
+	case o.Asked():
+		program.Answer(o.Standard, flags(&options{}))
 		return 0
 	case o.query:
 		return query(o)
@@ -62,7 +73,7 @@ func freeze(o *options) int {
 	defer stop()
 	guard, err := freezer.Start(ctx, "")
 	if err != nil {
-		return complain(err)
+		return program.Complain(err)
 	}
 	defer guard.Close()
 	report, err := guard.Freeze(ctx, o.order)
@@ -71,18 +82,18 @@ func freeze(o *options) int {
 		return exitTempFail
 	}
 	if err != nil {
-		return complain(err)
+		return program.Complain(err)
 	}
 	// Only now, for stdout may be a file on what is frozen.
 	state, err := guard.State()
 	if err != nil {
-		return complain(err)
+		return program.Complain(err)
 	}
 	for _, w := range report.Warnings {
 		fmt.Fprintln(os.Stderr, "freezefs: warning:", w)
 	}
 	if o.json {
-		return printJSON(state)
+		return program.PrintJSON(state)
 	}
 	fmt.Printf("%s: frozen %s\n", strings.Join(report.FileSystems, ", "), until(&state))
 	return 0
@@ -103,7 +114,7 @@ func query(o *options) int {
 	for _, t := range o.order.Targets {
 		s, err := freezer.QueryFS(t.Path)
 		if err != nil {
-			code = max(code, complain(err))
+			code = max(code, program.Complain(err))
 			continue
 		}
 		all = append(all, s)
@@ -112,7 +123,7 @@ func query(o *options) int {
 		}
 	}
 	if o.json {
-		return max(code, printJSON(all))
+		return max(code, program.PrintJSON(all))
 	}
 	for i := range all {
 		fmt.Printf("%s: %s\n", all[i].Mount, describe(&all[i]))
@@ -136,53 +147,14 @@ func describe(s *freezer.FSState) string {
 func survey(o *options) int {
 	all, err := freezer.SurveyFS(o.order)
 	if err != nil {
-		return complain(err)
+		return program.Complain(err)
 	}
 	if o.json {
-		return printJSON(all)
+		return program.PrintJSON(all)
 	}
 	fmt.Printf("%-7s %-20s %s\n", "TYPE", "SOURCE", "MOUNT")
 	for _, s := range all {
 		fmt.Printf("%-7s %-20s %s\n", s.Type, s.Source, s.Mount)
-	}
-	return 0
-}
-
-// complain says what is wrong, and returns the exit status of it.
-func complain(err error) int {
-	code := exitInternal
-	for _, c := range []struct {
-		is   error
-		code int
-	}{
-		{freezer.ErrPermission, exitNoRight},
-		{freezer.ErrProtected, exitNoRight},
-		{freezer.ErrNotMounted, exitNotMounted},
-		{freezer.ErrNotSupported, exitUnsupported},
-		{freezer.ErrUnknown, exitUnknown},
-		{freezer.ErrNoMemory, exitNoMemory},
-		{freezer.ErrAlreadyFrozen, exitTempFail},
-		{freezer.ErrHeld, exitTempFail},
-		{freezer.ErrDeadline, exitTempFail},
-		{freezer.ErrGuardLost, exitTempFail},
-		{freezer.ErrOption, exitUsage},
-		{freezer.ErrOrder, exitUsage},
-	} {
-		if errors.Is(err, c.is) {
-			code = c.code
-			break
-		}
-	}
-	fmt.Fprintln(os.Stderr, "freezefs:", err)
-	return code
-}
-
-func printJSON(v any) int {
-	out := json.NewEncoder(os.Stdout)
-	out.SetIndent("", "  ")
-	if err := out.Encode(v); err != nil {
-		fmt.Fprintln(os.Stderr, "freezefs:", err)
-		return exitInternal
 	}
 	return 0
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -60,40 +59,17 @@ Exit status: the command's own, 128+n if signal n ended it, and
   127  there is no such command
 `
 
-// seconds is a duration that a number alone gives in seconds.
-type seconds time.Duration
-
-func (s *seconds) String() string {
-	return strconv.FormatFloat(time.Duration(*s).Seconds(), 'f', -1, 64)
-}
-func (s *seconds) Type() string { return "SECONDS" }
-
-func (s *seconds) Set(text string) error {
-	d, err := time.ParseDuration(text)
-	if f, ferr := strconv.ParseFloat(text, 64); ferr == nil {
-		if !(f >= -1e9 && f <= 1e9) {
-			return errors.New("not a number of seconds up to 1e9")
-		}
-		d, err = time.Duration(f*float64(time.Second)), nil
-	}
-	if err != nil {
-		return errors.New("not a number of seconds")
-	}
-	*s = seconds(d)
-	return nil
-}
-
 type options struct {
+	getopt.Standard
 	all                bool
 	pids, trees        []int
 	sessions           []int
 	cgroups            []string
 	partial, ancestors bool
-	timeout, patience  seconds
+	timeout, patience  getopt.SignedSeconds
 	dryRun, json       bool
 	list, recover      bool
 	verbose            bool
-	help, version      bool
 	order              freezer.Order
 	command            []string
 }
@@ -108,17 +84,16 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringArrayVar(&o.cgroups, "cgroup", nil, "target: the cgroup (version 2) of this `DIRECTORY`, frozen by the kernel, which no process notices")
 	fs.BoolVar(&o.partial, "partial", false, "run the command though something does not stop")
 	fs.BoolVar(&o.ancestors, "ancestors", false, "stop those as well that freezethaw was started by, if they are of the target")
-	o.timeout = seconds(freezer.DefaultTimeout)
+	o.timeout = getopt.SignedSeconds(freezer.DefaultTimeout)
 	fs.Var(&o.timeout, "timeout", "let all go on after so long, and end the command; less than 0 is never")
-	o.patience = seconds(freezer.DefaultPatience)
+	o.patience = getopt.SignedSeconds(freezer.DefaultPatience)
 	fs.Var(&o.patience, "patience", "how long a process may wait for a disk and not stop")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be stopped, and run nothing")
 	fs.BoolVar(&o.list, "list", false, "print what is frozen now by whom, and until when")
 	fs.BoolVar(&o.recover, "recover", false, "thaw what killed guards have left; every freeze does that first")
 	fs.BoolVar(&o.json, "json", false, "print in JSON")
 	fs.BoolVar(&o.verbose, "verbose", false, "tell afterwards what was frozen, and how long that took")
-	fs.BoolVar(&o.help, "help", false, "print this text")
-	fs.BoolVar(&o.version, "version", false, "print the version")
+	o.Add(fs)
 	return fs
 }
 
@@ -126,7 +101,7 @@ func flags(o *options) *pflag.FlagSet {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	words, err := getopt.Parse(flags(o), args, false)
-	if err != nil || o.help || o.version {
+	if err != nil || o.Asked() {
 		return o, err
 	}
 	o.command = words

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -18,13 +19,26 @@ var version = "2.0"
 
 // Exit statuses of our own, after sysexits(3) where it has one.
 const (
-	exitUsage    = 64
 	exitNoTarget = 66
-	exitInternal = 70
 	exitTempFail = 75
 	exitThawed   = 76
 	exitNoRight  = 77
 )
+
+var program = getopt.Program{
+	Name: "freezethaw", Version: version, Usage: usage, UsageEnd: usageEnd,
+	Statuses: []getopt.Status{
+		{Of: freezer.ErrPermission, Code: exitNoRight},
+		{Of: freezer.ErrOrder, Code: getopt.ExitUsage},
+		{Of: freezer.ErrSelf, Code: getopt.ExitUsage},
+		{Of: freezer.ErrNoTarget, Code: exitNoTarget},
+		{Of: freezer.ErrUnstoppable, Code: exitTempFail},
+		{Of: freezer.ErrRestless, Code: exitTempFail},
+		{Of: freezer.ErrHeld, Code: exitTempFail},
+		{Of: freezer.ErrDeadline, Code: exitTempFail},
+		{Of: freezer.ErrGuardLost, Code: exitTempFail},
+	},
+}
 
 // grace is the time that a command has to end in when it is no longer alone.
 const grace = 10 * time.Second
@@ -39,13 +53,9 @@ func run(args []string) int {
 	o, err := parse(args)
 	switch {
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%%Error: freezethaw: %v; see --help\n", err)
-		return exitUsage
-	case o.help:
-		fmt.Print(usage, flags(&options{}).FlagUsagesWrapped(79), usageEnd)
-		return 0
-	case o.version:
-		fmt.Println("Version:", version)
+		return program.Misused(err)
+	case o.Asked():
+		program.Answer(o.Standard, flags(&options{}))
 		return 0
 	case o.list:
 		return list(o.json)
@@ -133,21 +143,8 @@ func interrupted(sig syscall.Signal) int {
 
 // complain says why nothing was frozen.
 func complain(err error) int {
-	text, code := err.Error(), exitInternal
-	switch {
-	case errors.Is(err, freezer.ErrPermission):
-		code = exitNoRight
-	case errors.Is(err, freezer.ErrOrder), errors.Is(err, freezer.ErrSelf):
-		code = exitUsage
-	case errors.Is(err, freezer.ErrNoTarget):
-		code = exitNoTarget
-	case errors.Is(err, freezer.ErrUnstoppable):
-		text += "; --partial goes on without it"
-		code = exitTempFail
-	case errors.Is(err, freezer.ErrRestless), errors.Is(err, freezer.ErrHeld), errors.Is(err, freezer.ErrDeadline),
-		errors.Is(err, freezer.ErrGuardLost):
-		code = exitTempFail
+	if errors.Is(err, freezer.ErrUnstoppable) {
+		err = fmt.Errorf("%w; --partial goes on without it", err)
 	}
-	fmt.Fprintln(os.Stderr, "freezethaw:", text)
-	return code
+	return program.Complain(err)
 }

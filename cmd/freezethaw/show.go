@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"strconv"
@@ -30,7 +29,7 @@ func survey(o *options) int {
 		return complain(err)
 	}
 	if o.json {
-		return printJSON(found)
+		return program.PrintJSON(found)
 	}
 	fmt.Printf("%7s %7s %s %s\n", "PID", "PARENT", "STATE", "NAME")
 	for _, p := range found {
@@ -54,7 +53,7 @@ func list(asJSON bool) int {
 		return complain(err)
 	}
 	if asJSON {
-		return printJSON(states)
+		return program.PrintJSON(states)
 	}
 	fmt.Printf("%-16s %7s %9s %8s  %s\n", "ID", "GUARD", "REQUESTER", "LEFT", "FROZEN")
 	for _, s := range states {
@@ -77,7 +76,7 @@ func recovered(asJSON bool) int {
 		done = []freezer.Recovered{}
 		fallthrough
 	case asJSON:
-		if code := printJSON(done); code != 0 {
+		if code := program.PrintJSON(done); code != 0 {
 			return code
 		}
 	default:
@@ -91,16 +90,6 @@ func recovered(asJSON bool) int {
 	}
 	if err != nil {
 		return complain(err)
-	}
-	return 0
-}
-
-func printJSON(v any) int {
-	out := json.NewEncoder(os.Stdout)
-	out.SetIndent("", "  ")
-	if err := out.Encode(v); err != nil {
-		fmt.Fprintln(os.Stderr, "freezethaw:", err)
-		return exitInternal
 	}
 	return 0
 }

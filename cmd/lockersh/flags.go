@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 	"github.com/lockerd/lockerd/pidprobe"
 )
@@ -79,7 +79,8 @@ const (
 
 // settings are the command line in the form in which the parts want it.
 type settings struct {
-	help, version, list, json, verbose bool
+	getopt.Standard
+	list, json, verbose bool
 
 	locker  client.Options
 	job     job.Options
@@ -98,43 +99,21 @@ func (s *settings) lockNames() string { return strings.Join(s.locker.Locks, ":")
 func leaseGrace(lease time.Duration) time.Duration { return lease / 10 }
 func guardAhead(lease time.Duration) time.Duration { return lease / 10 }
 
-// seconds is a duration that a number alone gives in seconds.
-type seconds time.Duration
-
-func (s *seconds) String() string {
-	return strconv.FormatFloat(time.Duration(*s).Seconds(), 'f', -1, 64)
-}
-func (s *seconds) Type() string { return "SECONDS" }
-
-func (s *seconds) Set(text string) error {
-	d, err := time.ParseDuration(text)
-	if f, ferr := strconv.ParseFloat(text, 64); ferr == nil {
-		if !(f >= 0 && f <= 1e9) {
-			return errors.New("not a number of seconds from 0 to 1e9")
-		}
-		d, err = time.Duration(f*float64(time.Second)), nil
-	}
-	if err != nil || d < 0 {
-		return errors.New("not a number of seconds")
-	}
-	*s = seconds(d)
-	return nil
-}
-
 // raw is what the flags are parsed into.
 type raw struct {
-	hosts, port, path         string
-	locks                     []string
-	timeout, hold, lease      seconds
-	grace, connectDelay       seconds
-	slots                     uint32
-	fenceFD, connectTries     int
-	onLost                    string
-	try, shared, all          bool
-	exec, waitAll, release    bool
-	process                   string
-	verbose, debug            bool
-	list, json, help, version bool
+	getopt.Standard
+	hosts, port, path      string
+	locks                  []string
+	timeout, hold, lease   getopt.Seconds
+	grace, connectDelay    getopt.Seconds
+	slots                  uint32
+	fenceFD, connectTries  int
+	onLost                 string
+	try, shared, all       bool
+	exec, waitAll, release bool
+	process                string
+	verbose, debug         bool
+	list, json             bool
 }
 
 func flags(r *raw) *pflag.FlagSet {
@@ -150,7 +129,7 @@ func flags(r *raw) *pflag.FlagSet {
 	fs.Var(&r.lease, "lease", "lose the lock when the cluster has not heard from us for so long; 0 keeps it as long as the command lives")
 	r.onLost = onLostDefault
 	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
-	r.grace = seconds(graceDefault)
+	r.grace = getopt.Seconds(graceDefault)
 	fs.Var(&r.grace, "grace", "time from there to SIGKILL, with --lease at most a tenth of it")
 	fs.BoolVar(&r.waitAll, "wait-all", false, "hold the lock until everything that the command started has ended, daemons too")
 	fs.BoolVar(&r.exec, "exec", false, "run the command in place of lockersh, in the same process, as IPC::Locker does")
@@ -162,14 +141,13 @@ func flags(r *raw) *pflag.FlagSet {
 	fs.StringVar(&r.port, "port", "", "`PORT` of the server, as IPCLOCKER_PORT")
 	fs.StringVar(&r.path, "path", "", "UNIX `SOCKET` of the server, instead of host and port")
 	fs.IntVar(&r.connectTries, "connect-tries", 0, "try all servers `N` times before giving up (default 3, with --try and --locklist 1)")
-	r.connectDelay = seconds(client.DefaultConnectDelay)
+	r.connectDelay = getopt.Seconds(client.DefaultConnectDelay)
 	fs.Var(&r.connectDelay, "connect-delay", "pause between two of these tries, up to twice that at random")
 	fs.BoolVar(&r.list, "locklist", false, "print the locks that are held and their owners, and run nothing")
 	fs.BoolVar(&r.json, "json", false, "with --locklist: the whole table, with fences and queues")
 	fs.BoolVar(&r.verbose, "verbose", false, "tell of waiting, getting the lock and trying again")
 	fs.BoolVar(&r.debug, "debug", false, "accepted for old command lines")
-	fs.BoolVar(&r.help, "help", false, "print this text")
-	fs.BoolVar(&r.version, "version", false, "print the version")
+	r.Add(fs)
 	return fs
 }
 
@@ -279,8 +257,8 @@ func read(args []string) (*settings, error) {
 	if err != nil {
 		return nil, &usageError{line: "Bad usage, see lockersh --help", detail: err.Error()}
 	}
-	s := &settings{help: r.help, version: r.version, list: r.list, json: r.json, verbose: r.verbose, fenceFD: -1}
-	if s.help || s.version {
+	s := &settings{Standard: r.Standard, list: r.list, json: r.json, verbose: r.verbose, fenceFD: -1}
+	if s.Asked() {
 		return s, nil
 	}
 	s.locker = client.Options{

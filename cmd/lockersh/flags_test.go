@@ -112,7 +112,7 @@ func FuzzOptions(f *testing.F) {
 	f.Add("--slots\x004\x00--no-verbose\x00--\x00a")
 	f.Fuzz(func(t *testing.T, line string) {
 		s, err := read(strings.Split(line, "\x00"))
-		if err == nil && !s.help && !s.version && !s.list && (len(s.locker.Locks) == 0 || len(s.job.Argv) == 0) {
+		if err == nil && !s.Help && !s.Version && !s.list && (len(s.locker.Locks) == 0 || len(s.job.Argv) == 0) {
 			t.Errorf("%q is taken without a lock or a command", line)
 		}
 	})

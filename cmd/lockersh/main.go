@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -25,6 +26,8 @@ const (
 	exitLost        = 76
 	exitInternal    = 70
 )
+
+var program = getopt.Program{Name: "lockersh", Version: version, Usage: usage, UsageEnd: usageEnd}
 
 func main() {
 	job.AtGate()
@@ -43,12 +46,8 @@ func run(args []string) int {
 		fmt.Fprintf(os.Stderr, "%%Error: %v\n", err)
 		return exitUsage
 	}
-	switch {
-	case s.help:
-		fmt.Print(usage, flags(&raw{}).FlagUsagesWrapped(79), usageEnd)
-		return 0
-	case s.version:
-		fmt.Println("Version:", version)
+	if s.Asked() {
+		program.Answer(s.Standard, flags(&raw{}))
 		return 0
 	}
 	if s.verbose {

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -23,13 +22,22 @@ var version = "2.0"
 // Exit statuses of our own, after sysexits(3) where it has one.
 const (
 	exitNotFrozen   = 1 // there was nothing to do
-	exitUsage       = 64
 	exitUnknown     = 65
 	exitNotMounted  = 66
 	exitUnsupported = 69
-	exitInternal    = 70
 	exitNoRight     = 77
 )
+
+var program = getopt.Program{
+	Name: "thawfs", Version: version, Usage: usage, UsageEnd: usageEnd,
+	Statuses: []getopt.Status{
+		{Of: freezer.ErrNotFrozen, Code: exitNotFrozen},
+		{Of: freezer.ErrPermission, Code: exitNoRight},
+		{Of: freezer.ErrNotMounted, Code: exitNotMounted},
+		{Of: freezer.ErrNotSupported, Code: exitUnsupported},
+		{Of: freezer.ErrUnknown, Code: exitUnknown},
+	},
+}
 
 const usage = `thawfs - thaw file systems
 
@@ -65,9 +73,9 @@ Exit status; of several the highest, and all are tried:
 `
 
 type options struct {
-	dryRun, json  bool
-	help, version bool
-	mounts        []string
+	getopt.Standard
+	dryRun, json bool
+	mounts       []string
 }
 
 func flags(o *options) *pflag.FlagSet {
@@ -75,8 +83,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.SortFlags = false
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be thawed, and thaw nothing")
 	fs.BoolVar(&o.json, "json", false, "print in JSON")
-	fs.BoolVar(&o.help, "help", false, "print this text")
-	fs.BoolVar(&o.version, "version", false, "print the version")
+	o.Add(fs)
 	return fs
 }
 
@@ -85,7 +92,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	words, err := getopt.Parse(flags(o), args, true)
 	switch {
-	case err != nil || o.help || o.version:
+	case err != nil || o.Asked():
 		return o, err
 	case len(words) == 0:
 		return nil, errors.New("no file system specified")
@@ -106,13 +113,9 @@ func run(args []string) int {
 	o, err := parse(args)
 	switch {
 	case err != nil:
-		fmt.Fprintf(os.Stderr, "%%Error: thawfs: %v; see --help\n", err)
-		return exitUsage
-	case o.help:
-		fmt.Print(usage, flags(&options{}).FlagUsagesWrapped(79), usageEnd)
-		return 0
-	case o.version:
-		fmt.Println("Version:", version)
+		return program.Misused(err)
+	case o.Asked():
+		program.Answer(o.Standard, flags(&options{}))
 		return 0
 	}
 	return thaw(o)
@@ -157,11 +160,11 @@ func thaw(o *options) int {
 		all[i] = thawed{Mount: m, Thawed: errs[i] == nil}
 		if errs[i] != nil {
 			all[i].Error = errs[i].Error()
-			code = max(code, complain(errs[i]))
+			code = max(code, program.Complain(errs[i]))
 		}
 	}
 	if o.json {
-		return max(code, printJSON(all))
+		return max(code, program.PrintJSON(all))
 	}
 	for _, t := range all {
 		switch {
@@ -172,36 +175,4 @@ func thaw(o *options) int {
 		}
 	}
 	return code
-}
-
-// complain says what is wrong, and returns the exit status of it.
-func complain(err error) int {
-	code := exitInternal
-	for _, c := range []struct {
-		is   error
-		code int
-	}{
-		{freezer.ErrNotFrozen, exitNotFrozen},
-		{freezer.ErrPermission, exitNoRight},
-		{freezer.ErrNotMounted, exitNotMounted},
-		{freezer.ErrNotSupported, exitUnsupported},
-		{freezer.ErrUnknown, exitUnknown},
-	} {
-		if errors.Is(err, c.is) {
-			code = c.code
-			break
-		}
-	}
-	fmt.Fprintln(os.Stderr, "thawfs:", err)
-	return code
-}
-
-func printJSON(v any) int {
-	out := json.NewEncoder(os.Stdout)
-	out.SetIndent("", "  ")
-	if err := out.Encode(v); err != nil {
-		fmt.Fprintln(os.Stderr, "thawfs:", err)
-		return exitInternal
-	}
-	return 0
 }
