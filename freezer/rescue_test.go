@@ -225,8 +225,15 @@ func frozenFS(tb testing.TB, point string) bool {
 // cleanRun says that no guard has left anything.
 func cleanRun(tb testing.TB) {
 	tb.Helper()
+	var left []string
+	defer func() {
+		for _, l := range left {
+			text, _ := os.ReadFile(l)
+			tb.Logf("left behind: %s: %s", l, text)
+		}
+	}()
 	await(tb, "a clean directory", func() bool {
-		left, _ := filepath.Glob("/run/freezer/*")
+		left, _ = filepath.Glob("/run/freezer/*")
 		return len(left) == 0
 	})
 }

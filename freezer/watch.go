@@ -92,11 +92,14 @@ func (w *watch) listen() {
 	}
 }
 
-// scan looks for guards that are new.
+// scan looks for guards that are new, and then for the work of those that have died,
+// before they were found or since.
 func (w *watch) scan() error {
-	if err := w.recover(); err != nil {
-		return err
-	}
+	return errors.Join(w.find(), w.recover())
+}
+
+// find gets hold of all living guards.
+func (w *watch) find() error {
 	found, err := records(w.dir)
 	if err != nil {
 		return err
@@ -106,7 +109,6 @@ func (w *watch) scan() error {
 		return err
 	}
 	defer proc.close()
-	died := false
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	select {
@@ -121,12 +123,10 @@ func (w *watch) scan() error {
 		}
 		fd, err := unix.PidfdOpen(int(r.Guard.pid), unix.PIDFD_NONBLOCK)
 		if err != nil {
-			died = true
-			continue
+			continue // it has died
 		}
 		if s, err := proc.stat(r.Guard.pid); err != nil || s.start != r.Guard.start {
 			_ = unix.Close(fd)
-			died = true
 			continue
 		}
 		pidfd := os.NewFile(uintptr(fd), "guard")
@@ -135,9 +135,6 @@ func (w *watch) scan() error {
 		if s := r.state(); s.Detached && !s.Since.IsZero() {
 			w.log("watching over a freeze", "id", s.ID, "guard", s.Guard, "frozen", s.Report.String(), "left", s.Left)
 		}
-	}
-	if died {
-		return w.recover()
 	}
 	return nil
 }
