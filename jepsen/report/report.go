@@ -21,6 +21,8 @@ const (
 	latencyFile   = "latency.svg"
 	rateFile      = "rate.svg"
 	timelineFile  = "timeline.svg"
+	leaderFile    = "leader.svg"
+	clockFile     = "clock.svg"
 	porcupineFile = "porcupine.html"
 )
 
@@ -33,6 +35,10 @@ var tmpl = template.Must(template.New("page.html").Funcs(template.FuncMap{
 
 // Write makes the page of a run in its directory, with its pictures.
 func Write(dir string, c run.Config, sum run.Summary, in check.Input, results []check.Result) error {
+	clocks, err := run.LoadClocks(dir)
+	if err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
 	h := newView(in)
 	verdict := check.Overall(results)
 	data := struct {
@@ -41,8 +47,9 @@ func Write(dir string, c run.Config, sum run.Summary, in check.Input, results []
 		Verdict   check.Verdict
 		Results   []check.Result
 		Latencies []latency
+		Clocks    bool
 		Porcupine string
-	}{Config: c, Summary: sum, Verdict: verdict, Results: results, Latencies: h.latencies()}
+	}{Clocks: len(clocks) > 0, Config: c, Summary: sum, Verdict: verdict, Results: results, Latencies: h.latencies()}
 	if failedModel(results) {
 		if m, info, ok := check.Explain(in); ok {
 			if err := porcupine.VisualizePath(m, info, filepath.Join(dir, porcupineFile)); err != nil {
@@ -51,7 +58,13 @@ func Write(dir string, c run.Config, sum run.Summary, in check.Input, results []
 			data.Porcupine = porcupineFile
 		}
 	}
-	pictures := map[string]func(*bytes.Buffer){latencyFile: h.latency, rateFile: h.rate, timelineFile: func(b *bytes.Buffer) { h.timeline(b, first(results)) }}
+	pictures := map[string]func(*bytes.Buffer){
+		latencyFile: h.latency, rateFile: h.rate, leaderFile: h.leaders,
+		timelineFile: func(b *bytes.Buffer) { h.timeline(b, first(results)) },
+	}
+	if len(clocks) > 0 {
+		pictures[clockFile] = func(b *bytes.Buffer) { h.clocks(b, clocks) }
+	}
 	for name, draw := range pictures {
 		var b bytes.Buffer
 		draw(&b)

@@ -3,13 +3,17 @@ package report
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lockerd/lockerd/jepsen/check"
+	"github.com/lockerd/lockerd/jepsen/history"
 	"github.com/lockerd/lockerd/jepsen/run"
 )
 
@@ -37,7 +41,7 @@ func TestReport(t *testing.T) {
 			if err := Write(out, c, run.Summarize(in), in, results); err != nil {
 				t.Fatal(err)
 			}
-			for _, name := range []string{latencyFile, rateFile, timelineFile} {
+			for _, name := range []string{latencyFile, rateFile, timelineFile, leaderFile} {
 				sound(t, filepath.Join(out, name))
 			}
 			b, err := os.ReadFile(filepath.Join(out, Index))
@@ -48,6 +52,44 @@ func TestReport(t *testing.T) {
 				t.Errorf("no picture of the lock without an order: %v", err)
 			}
 		})
+	}
+}
+
+// Clocks that could be set are drawn: where they were, and how fast.
+func TestClocks(t *testing.T) {
+	out := t.TempDir()
+	samples := []run.ClockSample{
+		{Time: time.Second, Node: "n1", Rate: 1},
+		{Time: 2 * time.Second, Node: "n1", Offset: time.Hour, Rate: 4},
+		{Time: 2 * time.Second, Node: "n2", Offset: -time.Hour, Rate: 0.25},
+	}
+	if err := history.WriteLines(filepath.Join(out, "clocks.jsonl"), samples); err != nil {
+		t.Fatal(err)
+	}
+	in := check.Input{Ops: []history.Op{{Process: history.Nemesis, Type: history.Info, F: "leader", Value: "n1 2"}, {Index: 1, Time: 3 * time.Second, Process: history.Nemesis, Type: history.Info, F: "leader"}}}
+	if err := Write(out, run.Config{}, run.Summarize(in), in, nil); err != nil {
+		t.Fatal(err)
+	}
+	sound(t, filepath.Join(out, clockFile))
+	b, err := os.ReadFile(filepath.Join(out, Index))
+	if err != nil || !strings.Contains(string(b), clockFile) || !strings.Contains(string(b), leaderFile) {
+		t.Errorf("the page does not show them: %v", err)
+	}
+	b, err = os.ReadFile(filepath.Join(out, clockFile))
+	if n := strings.Count(string(b), "<polyline"); err != nil || n != 4 {
+		t.Errorf("%d lines of two servers, %v", n, err)
+	}
+	// What is ahead is drawn higher than what is behind, and what is fast than what is slow.
+	var x, first, ahead, behind float64
+	lines := regexp.MustCompile(`points="([^"]*)"`).FindAllStringSubmatch(string(b), -1)
+	if _, err := fmt.Sscanf(lines[0][1], "%f,%f %f,%f", &x, &first, &x, &ahead); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(lines[2][1], "%f,%f", &x, &behind); err != nil {
+		t.Fatal(err)
+	}
+	if ahead >= first || behind <= first {
+		t.Errorf("an hour ahead is at %v, none at %v, behind at %v", ahead, first, behind)
 	}
 }
 

@@ -39,6 +39,7 @@ type session struct {
 	cluster  *db.Cluster
 	env      *workload.Env
 	freezing func(string, bool)
+	clocks   []ClockSample
 }
 
 // Run does a run in the sandbox that this process is in, and stores its history.
@@ -60,6 +61,9 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	in.End.Ended = s.ended()
 	err = errors.Join(err, s.cluster.Close())
 	in.End.Logs, in.End.Installs = readLogs(c.Store)
+	if s.Clocks {
+		err = errors.Join(err, history.WriteLines(filepath.Join(c.Store, clockFile), s.clocks))
+	}
 	return in, errors.Join(err, Save(c.Store, in))
 }
 
@@ -126,6 +130,7 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 	defer func() { stop(); behind.Wait() }()
 	behind.Go(func() { s.watchLeader(background) })
 	behind.Go(func() { s.janitor(background) })
+	behind.Go(func() { s.watchClocks(background) })
 
 	clients, stopClients := context.WithCancel(ctx)
 	defer stopClients()
@@ -295,17 +300,32 @@ func Spare(dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{opsFile, ednFile, eventsFile} {
+	for _, name := range []string{opsFile, ednFile, eventsFile, clockFile} {
 		logs = append(logs, filepath.Join(dir, name))
 	}
 	for _, path := range logs {
-		err = errors.Join(err, os.Remove(path))
+		if e := os.Remove(path); !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
 
+// ErrNoHistory says that a stored run cannot be judged.
+var ErrNoHistory = errors.New("no history")
+
+// ErrNoRun says that a directory is not that of a run.
+var ErrNoRun = errors.New("not a run")
+
 // Load reads a stored run.
 func Load(dir string) (in check.Input, err error) {
+	if _, err := os.Stat(filepath.Join(dir, opsFile)); errors.Is(err, os.ErrNotExist) {
+		why := "it was broken off, or is going on"
+		if _, err := LoadResults(dir); err == nil {
+			why = "only the figures of runs that passed are kept, unless by jx soak --keep"
+		}
+		return in, fmt.Errorf("%w: %s", ErrNoHistory, why)
+	}
 	if in.Ops, err = history.ReadFile[history.Op](filepath.Join(dir, opsFile)); err != nil {
 		return in, err
 	}
@@ -317,7 +337,11 @@ func Load(dir string) (in check.Input, err error) {
 
 // LoadConfig reads the configuration of a stored run.
 func LoadConfig(dir string) (c Config, err error) {
-	return c, readJSON(filepath.Join(dir, configFile), &c)
+	err = readJSON(filepath.Join(dir, configFile), &c)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, fmt.Errorf("%s is %w: there is no %s in it", dir, ErrNoRun, configFile)
+	}
+	return c, err
 }
 
 // SaveConfig stores the configuration of a run in its directory.

@@ -6,7 +6,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
 )
+
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"jx": main}) }
+
+// TestScripts runs testdata/*.txtar.
+func TestScripts(t *testing.T) { testscript.Run(t, testscript.Params{Dir: "testdata"}) }
 
 func TestCommandLines(t *testing.T) {
 	for _, c := range []struct {

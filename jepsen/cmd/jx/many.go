@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/lockerd/lockerd/jepsen/gen"
@@ -54,19 +56,18 @@ var sets = [][]string{
 	{"mute"},
 }
 
+// maxJobs is how many runs there may be at a time.
+const maxJobs = 16
+
 func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("ci", "[OPTION]...", out)
-	var o options
+	o := usual()
+	o.Time, o.Rhythm, o.Snapshots, o.Race = 7*time.Second, gen.Brisk, true, true
 	o.flags(fs)
+	fs.Lookup("seed").Usage = "of the schedule; 0 takes that of the commit"
+	fs.IntVar(&o.jobs, "jobs", 2, "do so `many` runs at a time: they wait most of their time")
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
-	}
-	if !fs.Changed("time") {
-		o.Time = 7 * time.Second
-	}
-	o.Rhythm, o.Snapshots = gen.Brisk, true
-	if !fs.Changed("race") {
-		o.Race = true
 	}
 	if o.Seed == 0 {
 		// Of the commit, so that each is tested with another schedule, and again
@@ -74,6 +75,12 @@ func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 		h := fnv.New32a()
 		fmt.Fprint(h, commit(ctx))
 		o.Seed = uint64(h.Sum32())
+	}
+	if o.jobs < 1 || o.jobs > maxJobs {
+		return exitUsage, usageError{fmt.Errorf("--jobs %d: it can be 1 to %d", o.jobs, maxJobs)}
+	}
+	if err := o.validate(selection); err != nil {
+		return exitUsage, err
 	}
 	fmt.Fprintf(out, "seed %d, commit %s\n", o.Seed, commit(ctx))
 	return o.many(ctx, out, selection, true)
@@ -84,7 +91,7 @@ const briefRun = 30 * time.Second
 
 func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("all", "[OPTION]...", out)
-	var o options
+	o := usual()
 	o.flags(fs)
 	budget := fs.Duration("budget", 0, "begin no further run after so `long`; 0 for no limit")
 	skip := fs.Int("skip", 0, "leave the first `number` of runs out, as done before with the same seed")
@@ -128,6 +135,9 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 			mine = append(mine, j)
 		}
 	}
+	if err := o.validate(mine); err != nil {
+		return exitUsage, err
+	}
 	fmt.Fprintf(out, "seed %d, commit %s, %d runs\n", o.Seed, commit(ctx), len(mine))
 	if *budget > 0 {
 		var cancel context.CancelFunc
@@ -139,7 +149,8 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 
 func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("soak", "[OPTION]...", out)
-	var o options
+	o := usual()
+	o.Time, o.Nodes = 2*time.Minute, 5
 	o.flags(fs)
 	total := fs.Duration("total", time.Hour, "how `long` in all; --time is the length of each run")
 	keep := fs.Bool("keep", false, "keep the histories of runs that passed, and not only their figures")
@@ -147,83 +158,173 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
-	if !fs.Changed("time") {
-		o.Time = 2 * time.Minute
-	}
-	if !fs.Changed("nodes") {
-		o.Nodes = 5
-	}
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64N(1 << 32)
 	}
-	fmt.Fprintf(out, "seed %d, commit %s\n", o.Seed, commit(ctx))
+	if err := o.validate([]job{{workload: "mutex"}}); err != nil {
+		return exitUsage, err
+	}
 	rng := rand.New(rand.NewPCG(o.Seed, 0))
 	var jobs []job
 	for range int(*total/(o.Time+10*time.Second)) + 1 {
 		w := workload.All[rng.IntN(len(workload.All))]
 		jobs = append(jobs, job{workload: w.Name, nemesis: nemesis.Usual(w.Far)})
 	}
+	if err := o.validate(jobs); err != nil {
+		return exitUsage, err
+	}
+	fmt.Fprintf(out, "seed %d, commit %s\n", o.Seed, commit(ctx))
 	ctx, cancel := context.WithTimeout(ctx, *total)
 	defer cancel()
 	o.spare = !*keep
 	return o.many(ctx, out, jobs, !*onward)
 }
 
-// many does the runs one after the other, each with a seed of its own, and says
-// what they were in all. It begins none after ctx has ended.
+// validate says what is wrong with any of the runs, before there is one.
+func (o *options) validate(jobs []job) error {
+	c := o.Config
+	for _, j := range jobs {
+		c.Workload, c.Nemesis, c.Clocks = j.workload, j.nemesis, true
+		if err := c.Validate(); err != nil {
+			return usageError{err}
+		}
+	}
+	return nil
+}
+
+// many does the runs, o.jobs at a time, each with a seed of its own, and says what they
+// were in all. It begins none after ctx has ended.
 func (o *options) many(ctx context.Context, out io.Writer, jobs []job, stop bool) (int, error) {
-	seed, race := o.Seed, o.Race
-	worst := exitPass
-	var sum run.Summary
-	programs := map[bool]string{true: o.Binary, false: o.Binary} // with and without a clock that can be set
+	m := &manyRuns{out: out, spare: o.spare}
+	programs, err := o.programs(ctx, jobs)
+	if err != nil {
+		return exitHarness, err
+	}
+	free := make(chan struct{}, max(1, o.jobs))
+	var all sync.WaitGroup
 	for i, j := range jobs {
-		if ctx.Err() != nil {
+		free <- struct{}{}
+		if ctx.Err() != nil || m.over(stop) {
 			break
 		}
-		o.Workload, o.Nemesis, o.Seed = j.workload, j.nemesis, cmp.Or(j.seed, seed+uint64(i))
-		clock := slices.ContainsFunc(j.nemesis, nemesis.NeedsClock)
-		o.Binary, o.Clocks = programs[clock], clock
-		// A Go runtime with another clock and the race detector takes minutes to build.
-		o.Race = race && !clock
+		next := *o
+		clock := j.needsClock()
+		next.Workload, next.Nemesis, next.Seed = j.workload, j.nemesis, cmp.Or(j.seed, o.Seed+uint64(i))
+		next.Binary, next.Clocks, next.Race = programs[clock], clock, o.Race && !clock
 		// A run that has begun goes on when the time is over.
-		if err := o.prepare(context.WithoutCancel(ctx)); err != nil {
-			return exitHarness, err
-		}
-		programs[clock] = o.Binary
-		if err := o.Validate(); err != nil {
-			return exitHarness, err
-		}
-		code, err := oneTo(o.Config, out)
-		if err != nil {
-			return exitHarness, err
-		}
-		if code == exitHarness {
-			return code, nil // it has said why
-		}
-		s, err := run.LoadSummary(o.Store)
-		if err != nil {
-			return exitHarness, err
-		}
-		sum.Add(s)
-		if code == exitPass && o.spare {
-			if err := run.Spare(o.Store); err != nil {
-				return exitHarness, err
-			}
-		}
-		if code != exitPass && (worst == exitPass || code == exitFail) {
-			worst = code
-		}
-		if code != exitPass && stop {
+		if err := next.prepare(context.WithoutCancel(ctx)); err != nil {
+			m.ended(exitHarness, err)
 			break
 		}
+		all.Go(func() {
+			m.run(next.Config, o.jobs > 1)
+			<-free
+		})
 	}
-	if errors.Is(ctx.Err(), context.Canceled) {
+	all.Wait()
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
 		return exitHarness, errInterrupted
-	}
-	if sum.Runs == 0 {
+	case m.worst == exitHarness:
+		return exitHarness, m.err
+	case m.sum.Runs == 0:
 		fmt.Fprintf(out, "none of %d runs was begun: undecided\n", len(jobs))
 		return exitUndecided, nil
 	}
-	fmt.Fprintf(out, "%d planned; %v; faults %v: %s\n", len(jobs), sum, sum.Faults, map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[worst])
-	return worst, nil
+	says := map[int]string{exitPass: "all passed", exitUndecided: "undecided", exitFail: "FAILED"}[m.worst]
+	fmt.Fprintf(out, "%d planned; %v; faults %v: %s\n", len(jobs), m.sum, m.sum.Faults, says)
+	return m.worst, nil
+}
+
+func (j job) needsClock() bool { return slices.ContainsFunc(j.nemesis, nemesis.NeedsClock) }
+
+// programs builds the servers for all runs, with a clock that can be set and without, so
+// that no build disturbs a run.
+func (o *options) programs(ctx context.Context, jobs []job) (map[bool]string, error) {
+	programs := map[bool]string{}
+	for _, j := range jobs {
+		clock := j.needsClock()
+		if programs[clock] != "" {
+			continue
+		}
+		next := *o
+		next.Nemesis = j.nemesis
+		// A Go runtime with another clock and the race detector takes minutes to build.
+		next.Race = o.Race && !clock
+		if next.Binary == "" {
+			var err error
+			if next.Binary, err = next.build(ctx); err != nil {
+				return nil, err
+			}
+		}
+		programs[clock] = next.Binary
+	}
+	return programs, nil
+}
+
+// manyRuns is what has come of runs so far.
+type manyRuns struct {
+	spare bool // keep of runs that passed no more than the figures
+
+	mu    sync.Mutex
+	out   io.Writer
+	sum   run.Summary
+	worst int
+	err   error // of the harness
+}
+
+// run does one of them. What it prints is kept together if others print as well.
+func (m *manyRuns) run(c run.Config, together bool) {
+	out := m.out
+	var said bytes.Buffer
+	if together {
+		out = &said
+	}
+	code, err := oneTo(c, out)
+	m.mu.Lock()
+	_, _ = said.WriteTo(m.out)
+	m.mu.Unlock()
+	if err == nil && code != exitHarness {
+		err = m.count(c, code)
+	}
+	if err != nil {
+		code = exitHarness
+	}
+	m.ended(code, err)
+}
+
+// count adds the figures of a run.
+func (m *manyRuns) count(c run.Config, code int) error {
+	s, err := run.LoadSummary(c.Store)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.sum.Add(s)
+	m.mu.Unlock()
+	if code == exitPass && m.spare {
+		return run.Spare(c.Store)
+	}
+	return nil
+}
+
+// ended notes how a run ended. A fault of the harness is worse than one of the product,
+// and that is worse than no verdict.
+func (m *manyRuns) ended(code int, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	rank := []int{exitPass, exitUndecided, exitFail, exitHarness}
+	if slices.Index(rank, code) > slices.Index(rank, m.worst) {
+		m.worst = code
+	}
+	if m.err == nil {
+		m.err = err
+	}
+}
+
+// over says whether no more runs are to be begun.
+func (m *manyRuns) over(stop bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.worst == exitHarness || stop && m.worst != exitPass
 }

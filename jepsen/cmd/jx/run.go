@@ -26,26 +26,38 @@ import (
 // options are those of all commands that run clusters.
 type options struct {
 	run.Config
+	jobs  int    // runs at a time, where there are many
 	spare bool   // keep of runs that passed no more than the figures
 	root  string // directory of all stored runs
 }
 
+// usual are the defaults of most commands.
+func usual() options {
+	return options{Config: run.Config{Nodes: 3, Clients: 10, Locks: 5, Rate: 200, Time: 20 * time.Second}, root: "store"}
+}
+
+// flags makes the options; what they are set to is their default.
 func (o *options) flags(fs *pflag.FlagSet) {
-	fs.IntVar(&o.Nodes, "nodes", 3, "`number` of servers")
-	fs.IntVar(&o.Clients, "clients", 10, "`number` of clients")
-	fs.IntVar(&o.Locks, "locks", 5, "`number` of locks")
-	fs.Float64Var(&o.Rate, "rate", 200, "actions a second that all clients together try to do")
-	fs.DurationVar(&o.Time, "time", 20*time.Second, "how `long` there are faults")
-	fs.Uint64Var(&o.Seed, "seed", 0, "of the schedule; 0 takes one at random and prints it")
-	fs.StringVar(&o.Binary, "lockerd", "", "test this `program`; default: built from this source tree")
-	fs.BoolVar(&o.Race, "race", false, "build it with the race detector")
-	fs.BoolVar(&o.Snapshots, "snapshots", false, "build it to take a snapshot every 16 KiB of log")
-	fs.StringVar(&o.root, "store", "store", "`directory` for what runs leave to look at")
+	fs.IntVar(&o.Nodes, "nodes", o.Nodes, "`number` of servers")
+	fs.StringVar(&o.Binary, "lockerd", o.Binary, "test this `program`; default: built from this source tree")
+	fs.BoolVar(&o.Snapshots, "snapshots", o.Snapshots, "build it to take a snapshot every 16 KiB of log")
+	o.loadFlags(fs)
+}
+
+// loadFlags makes those that do not choose the cluster.
+func (o *options) loadFlags(fs *pflag.FlagSet) {
+	fs.IntVar(&o.Clients, "clients", o.Clients, "`number` of clients")
+	fs.IntVar(&o.Locks, "locks", o.Locks, "`number` of locks")
+	fs.Float64Var(&o.Rate, "rate", o.Rate, "actions a second that all clients together try to do")
+	fs.DurationVar(&o.Time, "time", o.Time, "how `long` there are faults in each run")
+	fs.Uint64Var(&o.Seed, "seed", o.Seed, "of the schedule; 0 takes one at random and prints it")
+	fs.BoolVar(&o.Race, "race", o.Race, "build it with the race detector")
+	fs.StringVar(&o.root, "store", o.root, "`directory` for what runs leave to look at")
 }
 
 func cmdRun(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("run", "[OPTION]...", out)
-	var o options
+	o := usual()
 	fs.StringVar(&o.Workload, "workload", "mutex", "what clients do; see jx list")
 	fs.StringSliceVar(&o.Nemesis, "nemesis", nil, "faults, with commas between; all for every one but damaged files; default none")
 	retries := fs.String("retries", "on", "on: clients repeat until they know; off: they speak the line protocol, and ask `once`")
@@ -89,6 +101,9 @@ func (o *options) prepare(ctx context.Context) error {
 	}
 	if o.Binary, err = filepath.Abs(o.Binary); err != nil {
 		return err
+	}
+	if _, err := exec.LookPath(o.Binary); err != nil { // of a path, it looks whether that can be run
+		return usageError{fmt.Errorf("--lockerd: %w", err)}
 	}
 	if _, err := os.Stat(o.Pidstatd); o.Far() && err != nil {
 		if o.Pidstatd, err = build(ctx, filepath.Join(o.root, "bin"), "pidstatd", "pidstatd", nil, false); err != nil {
@@ -193,9 +208,6 @@ func commit(ctx context.Context) string {
 	return strings.TrimSpace(string(b))
 }
 
-// configVar carries the configuration to the program inside the sandbox.
-const configVar = "JX_CONFIG"
-
 // one does a run in a sandbox of its own.
 func one(c run.Config) (int, error) { return oneTo(c, os.Stdout) }
 
@@ -203,22 +215,23 @@ func oneTo(c run.Config, out io.Writer) (int, error) {
 	if err := run.SaveConfig(c); err != nil {
 		return exitHarness, err
 	}
-	if err := os.Setenv(configVar, c.Store); err != nil {
-		return exitHarness, err
-	}
-	code, err := run.Sandbox(out, insideCommand)
+	code, err := run.Sandbox(out, insideCommand, c.Store)
 	if err != nil {
 		return exitHarness, err
 	}
 	return code, nil
 }
 
-// insideCommand is what the program is called with inside the sandbox.
+// insideCommand is what the program is called with inside the sandbox, with the directory
+// of the run.
 const insideCommand = "inside"
 
 // cmdInside does the run that the program outside has prepared.
-func cmdInside(ctx context.Context, _ []string, out io.Writer) (int, error) {
-	c, err := run.LoadConfig(os.Getenv(configVar))
+func cmdInside(ctx context.Context, args []string, out io.Writer) (int, error) {
+	if len(args) != 1 {
+		return exitUsage, usageError{errors.New("this command is for jx itself: see jx --help")}
+	}
+	c, err := run.LoadConfig(args[0])
 	if err != nil {
 		return exitHarness, err
 	}

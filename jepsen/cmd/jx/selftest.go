@@ -23,13 +23,12 @@ const catchTime = 60 * time.Second
 
 func cmdSelftest(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("selftest", "[OPTION]... [MUTANT]...", out)
-	var o options
-	o.flags(fs)
+	o := usual()
+	o.Time = 15 * time.Second
+	o.loadFlags(fs) // the cluster is what the mutant needs
+	fs.Lookup("seed").Usage = "before that of the first run of each"
 	if err := parse(fs, args, 0, len(overlay.Mutants)); err != nil {
 		return exitPass, err
-	}
-	if !fs.Changed("time") {
-		o.Time = 15 * time.Second
 	}
 	for _, name := range fs.Args() {
 		if !slices.ContainsFunc(overlay.Mutants, func(m overlay.Mutant) bool { return m.Name == name }) {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lockerd/lockerd/jepsen/check"
 	"github.com/lockerd/lockerd/jepsen/run"
 )
 
@@ -19,21 +20,36 @@ import (
 // while it is under way.
 const longestBuild = time.Hour
 
-// manyRuns bounds the arguments of commands that take stored runs.
-const manyRuns = 1 << 20
+// maxStored bounds the arguments of commands that take stored runs.
+const maxStored = 1 << 20
+
+var errNoRuns = errors.New("none of these is a run: give directories that jx run, ci, all or soak have made")
 
 func cmdCheck(_ context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("check", "RUN...", out)
-	if err := parse(fs, args, 1, manyRuns); err != nil {
+	if err := parse(fs, args, 1, maxStored); err != nil {
 		return exitPass, err
 	}
 	worst := exitPass
+	checked := 0
 	for _, dir := range fs.Args() {
 		c, err := run.LoadConfig(dir)
+		if errors.Is(err, run.ErrNoRun) && fs.NArg() > 1 {
+			fmt.Fprintf(out, "left out: %v\n", err) // of store/*, some are none
+			continue
+		}
 		if err != nil {
 			return exitHarness, err
 		}
+		checked++
 		in, err := run.Load(dir)
+		if errors.Is(err, run.ErrNoHistory) {
+			fmt.Fprintf(out, "%s ... %s: %v\n", dir, check.Undecided, err)
+			if worst == exitPass {
+				worst = exitUndecided
+			}
+			continue
+		}
 		if err != nil {
 			return exitHarness, err
 		}
@@ -46,6 +62,9 @@ func cmdCheck(_ context.Context, args []string, out io.Writer) (int, error) {
 		if code == exitFail || worst == exitPass {
 			worst = code
 		}
+	}
+	if checked == 0 {
+		return exitHarness, errNoRuns
 	}
 	return worst, nil
 }
