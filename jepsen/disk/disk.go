@@ -183,13 +183,10 @@ func (d *Disk) freezing(request uint) error {
 	return unix.IoctlSetInt(int(f.Fd()), request, 0)
 }
 
-// betweenPauses is how long a slow disk works before it pauses again.
-const betweenPauses = 200 * time.Microsecond
-
-// Slow makes the disk pause for so long, again and again, with hardly a moment in
-// between: what is written waits for the end of a pause, and what is forced to the disk
-// for that of one or two. The function returned ends it, and says how many pauses
-// there were.
+// Slow makes the disk pause for so long, again and again, with nothing in between: who
+// waits at the end of a pause goes on, and whoever comes next has to wait for the end of
+// the next one. So every write that is forced to the disk waits, however fast the disk
+// is. The function returned ends it, and says how many pauses there were.
 func (d *Disk) Slow(pause time.Duration) (end func() (pauses int, err error), err error) {
 	if err := d.Freeze(); err != nil {
 		return nil, fmt.Errorf("slow %s down: %w", d.Dir, err)
@@ -210,7 +207,7 @@ func (d *Disk) Slow(pause time.Duration) (end func() (pauses int, err error), er
 			select {
 			case <-stop:
 				return
-			case <-time.After(betweenPauses):
+			default:
 			}
 			if err = d.Freeze(); err != nil {
 				return

@@ -131,7 +131,7 @@ func TestStallBites(t *testing.T) {
 const patience = 30 * time.Second
 
 // On a slow disk writes that are forced to it wait for the end of a pause, again and
-// again. Between two pauses there is time for some, the more the faster the disk.
+// again. A few may come through between two pauses, and that is no matter of this test.
 func TestSlowDiskBites(t *testing.T) {
 	d := newDisk(t, "slow")
 	f, err := os.Create(filepath.Join(d.Dir, "f"))
