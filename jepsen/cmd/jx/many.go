@@ -30,13 +30,13 @@ type job struct {
 // faults, and the workloads that see most.
 var selection = []job{
 	{workload: "mutex", nemesis: []string{"isolate", "partition", "oneway"}},
-	{workload: "mutex", nemesis: []string{"power", "powerall", "stall"}},
+	{workload: "mutex", nemesis: []string{"power", "powerall", "stall", "ioerror"}},
 	{workload: "mutex", nemesis: []string{"kill", "flap", "reorder"}},
 	{workload: "fenced", nemesis: []string{"pause"}},
 	{workload: "autounlock", nemesis: []string{"pauselead", "clientcut"}},
 	{workload: "faraway", nemesis: []string{"mute"}},
 	{workload: "anyof", nemesis: []string{"transfer", "restart", "loss"}},
-	{workload: "timeout", nemesis: []string{"clockjump", "clockrate", "killall"}},
+	{workload: "timeout", nemesis: []string{"clockjump", "clockrate", "strobe", "killall"}},
 }
 
 // sets are the columns of the matrix.
@@ -50,8 +50,8 @@ var sets = [][]string{
 	{"restart", "rolling", "transfer"},
 	{"member", "replace"},
 	{"power", "powerall"},
-	{"stall", "full", "slowdisk"},
-	{"clockjump", "clockrate", "slowlead"},
+	{"stall", "full", "slowdisk", "ioerror"},
+	{"clockjump", "clockrate", "slowlead", "strobe"},
 	{"partition", "kill", "power", "pause", "clockjump"},
 	{"mute"},
 }
