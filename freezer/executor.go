@@ -48,7 +48,7 @@ type ExecutorConfig struct {
 	// files that this process writes are not in any case.
 	Protect []string
 	// Except lists processes that run on, with those that they descend from. Nil is
-	// none. This process, and who reads its output, if that is a pipe, do so in any case.
+	// none. This process, and who reads its output, do so in any case.
 	Except func() []int
 	// Log gets what nobody waits for: what was adopted, was thawed from a journal, or
 	// has failed. args are names and values in turn. Nil is nobody.

@@ -346,12 +346,30 @@ func TestExecutorMachine(t *testing.T) {
 	if err := waiting.Thaw(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("sh", "-c", fmt.Sprintf("exec /proc/%d/exe 2>%s", os.Getpid(), pipe))
-	cmd.Env = append(os.Environ(), roleVariable+"=executor freeze "+machine)
-	if line := begin(t, cmd).line(t); line != "frozen" {
-		t.Fatal(line)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if stateOf(reader.pid()) == "T" || stateOf(v.pid()) != "T" {
-		t.Errorf("the reader of the log is in state %s, and another in %s", stateOf(reader.pid()), stateOf(v.pid()))
+	ours, theirs := os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")
+	journal := exec.Command("sh", "-c", "echo ready; exec cat <&3")
+	journal.ExtraFiles = []*os.File{theirs}
+	second := begin(t, journal)
+	_ = theirs.Close()
+	for _, c := range []struct {
+		reader *actor
+		stderr string
+	}{{reader, pipe}, {second, "&3"}} {
+		cmd := exec.Command("sh", "-c", fmt.Sprintf("exec /proc/%d/exe 2>%s", os.Getpid(), c.stderr))
+		cmd.Env = append(os.Environ(), roleVariable+"=executor freeze "+machine)
+		cmd.ExtraFiles = []*os.File{ours}
+		e := begin(t, cmd)
+		if line := e.line(t); line != "frozen" {
+			t.Fatal(line)
+		}
+		if stateOf(c.reader.pid()) == "T" || stateOf(v.pid()) != "T" {
+			t.Errorf("who reads %s is in state %s, and another in %s", c.stderr, stateOf(c.reader.pid()), stateOf(v.pid()))
+		}
+		e.kill()
+		awaitThaw(t)
 	}
 }
