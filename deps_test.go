@@ -49,6 +49,12 @@ var layers = map[string]layer{
 		modules: []string{"golang.org/x/sys", "github.com/checkpoint-restore/go-criu"},
 		why:     "it acts on its host alone; the cluster reaches it through an interface",
 	},
+	"freezer/checkpoint": {
+		modules: []string{
+			"golang.org/x/sys", "github.com/checkpoint-restore/go-criu", "github.com/klauspost/compress", "google.golang.org/protobuf",
+		},
+		why: "it saves processes whatever they hold; who holds locks tells it which",
+	},
 	"job": {
 		modules: []string{"golang.org/x/sys"},
 		why:     "running a command and passing on its end is the same with and without a lock",
@@ -93,7 +99,7 @@ var layers = map[string]layer{
 		why:     "it measures programs from outside, as their users see them; pidprobe is to name processes as clients do",
 	},
 	"cmd/...": {
-		ours:    []string{"client", "cluster", "fsm", "freezer", "getopt", "job", "pidprobe", "transport"},
+		ours:    []string{"client", "cluster", "fsm", "freezer", "freezer/checkpoint", "getopt", "job", "pidprobe", "transport"},
 		modules: []string{"*"},
 		why:     "commands are wiring and exit codes: what two of them need belongs in a package",
 	},

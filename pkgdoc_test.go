@@ -13,7 +13,7 @@ import (
 )
 
 // documented are the packages whose every exported name has a comment.
-var documented = []string{"fsm", "transport", "transport/pipenet", "cluster", "client", "freezer", "getopt", "job", "pidprobe"}
+var documented = []string{"fsm", "transport", "transport/pipenet", "cluster", "client", "freezer", "freezer/checkpoint", "getopt", "job", "pidprobe"}
 
 // interfaceMethods are known to every reader by the interface that they satisfy.
 var interfaceMethods = []string{

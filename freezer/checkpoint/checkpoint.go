@@ -1,0 +1,341 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TCP says what becomes of open TCP connections.
+type TCP string
+
+const (
+	TCPRefuse  TCP = ""        // a checkpoint with one fails
+	TCPRestore TCP = "restore" // they are restored, on a host with the same address, if the peer has them still
+	TCPClose   TCP = "close"   // they are closed in the restarted process
+)
+
+// Order says what is checkpointed to where.
+type Order struct {
+	Target Target
+	File   string    // is made, or replaced in one step
+	Writer io.Writer // instead of File: where it is written to
+	// Exclusive is an error if File is there; Backup is the name that it is kept
+	// under.
+	Exclusive bool
+	Backup    string
+	// Signal is what all processes get when the file is safe; they do not run in
+	// between. 0 is none: they run on as soon as there are images.
+	Signal   syscall.Signal
+	TCP      TCP
+	Compress bool // with zstd
+	NoSync   bool // leave it to the kernel when it gets to the disk
+	// Incremental asks for images of what has changed only.
+	Incremental bool
+	// Timeout is how long it may take until all processes stand still; 0 is 10 s.
+	Timeout time.Duration
+	Locks   []Lock
+	CRIU    *CRIU // nil to find one
+}
+
+// Report tells of a checkpoint.
+type Report struct {
+	Manifest *Manifest
+	Size     int64         // of the file, in bytes
+	Pause    time.Duration // how long the processes stood still; 0 if they were not to run on
+	Warnings []string      // of CRIU
+}
+
+// DefaultTimeout is how long it may take until all processes stand still.
+const DefaultTimeout = 10 * time.Second
+
+func (o *Order) check() error {
+	switch {
+	case (o.File == "") == (o.Writer == nil):
+		return fail(Args, syscall.EINVAL, "say where to write the checkpoint")
+	case o.Signal < 0 || o.Signal > 64:
+		return fail(Args, syscall.EINVAL, "%d is no signal", int(o.Signal))
+	case o.TCP != TCPRefuse && o.TCP != TCPRestore && o.TCP != TCPClose:
+		return fail(Args, syscall.EINVAL, "TCP connections cannot be treated as %q", o.TCP)
+	case o.Timeout < 0:
+		return fail(Args, syscall.EINVAL, "a timeout of %v is less than nothing", o.Timeout)
+	case o.Exclusive && o.Backup != "":
+		return fail(Args, syscall.EINVAL, "a file that must not be there has no backup")
+	}
+	return nil
+}
+
+// holds says whether the processes are to wait until the file is safe.
+func (o *Order) holds() bool { return o.Signal != 0 && o.Signal != syscall.SIGCONT }
+
+// Checkpoint writes a context file. After an error, and at the end of ctx, the processes
+// run on, and there is no file; only if the error is of a signal that was to be sent
+// there may be one, which then is whole.
+func Checkpoint(ctx context.Context, o Order) (*Report, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	if o.CRIU == nil {
+		var err error
+		if o.CRIU, err = Find(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if o.Incremental {
+		return nil, o.refuseIncremental(ctx)
+	}
+	in := os.TempDir()
+	if o.File != "" {
+		var err error
+		if o.File, err = filepath.Abs(o.File); err != nil {
+			return nil, classed(err, "find our directory")
+		}
+		in = filepath.Dir(o.File)
+		if st, err := os.Lstat(o.File); err == nil && (o.Exclusive || st.IsDir()) {
+			return nil, fail(Args, syscall.EEXIST, "%s is there already", o.File)
+		}
+	}
+	b, err := newBox(in)
+	if err != nil {
+		return nil, classed(err, "make a directory for the images")
+	}
+	r, err := o.run(ctx, b)
+	if err != nil {
+		return nil, classed(err, fmt.Sprintf("checkpoint %v", o.Target))
+	}
+	return r, nil
+}
+
+// refuseIncremental says why there are no incremental checkpoints here.
+func (o *Order) refuseIncremental(ctx context.Context) error {
+	if !o.CRIU.Supports(ctx, "mem_dirty_track") {
+		return fail(Env, syscall.EOPNOTSUPP, "this kernel does not tell which pages of memory have changed (CONFIG_MEM_SOFT_DIRTY), so there is no incremental checkpoint")
+	}
+	return fail(Args, syscall.EOPNOTSUPP, "incremental checkpoints are not implemented")
+}
+
+// run makes the checkpoint with the help of a box, which it removes.
+func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
+	all, err := readTable()
+	if err != nil {
+		b.remove()
+		return nil, err
+	}
+	root, before, err := o.Target.resolve(all)
+	if err != nil {
+		b.remove()
+		return nil, err
+	}
+	args, err := o.arguments(b, root)
+	if err != nil {
+		b.remove()
+		return nil, err
+	}
+	k, err := startKeeper(b, o.CRIU.Path, args, o.holds())
+	if err != nil {
+		b.remove()
+		return nil, err
+	}
+	ended := false
+	defer func() { k.end(!ended && ctx.Err() != nil) }()
+	if o.holds() {
+		err = k.waitHeld(ctx)
+	} else {
+		err = k.wait(ctx)
+		ended = err == nil
+	}
+	log := readLog(b.path("dump.log"))
+	if errors.Is(err, errCRIU) {
+		ended = true
+		return nil, log.judge(fmt.Sprintf("checkpoint %v", o.Target))
+	}
+	if err != nil {
+		return nil, err
+	}
+	r = &Report{Warnings: log.warnings, Pause: readPause(b.images())}
+	if r.Manifest, err = describe(b.images(), before); err != nil {
+		return nil, err
+	}
+	r.Manifest.Target, r.Manifest.TCP, r.Manifest.Locks, r.Manifest.CRIU = o.Target.String(), string(o.TCP), o.Locks, o.CRIU.Version
+	if r.Size, err = o.save(ctx, r.Manifest, b); err != nil {
+		return nil, err
+	}
+	if o.Signal == 0 {
+		return r, nil
+	}
+	if !o.holds() || o.Signal != syscall.SIGKILL && o.Signal != syscall.SIGSTOP {
+		signalAll(r.Manifest, o.Signal)
+	}
+	if !o.holds() {
+		return r, nil
+	}
+	if err := k.release(); err != nil {
+		return nil, err
+	}
+	if err := k.wait(context.WithoutCancel(ctx)); err != nil {
+		return nil, fmt.Errorf("the file is whole, but the processes may run on: %w", err)
+	}
+	ended = true
+	return r, nil
+}
+
+// ghostLimit is how much of a file that has no name any more may be in the images.
+const ghostLimit = "2G"
+
+// arguments are those of CRIU.
+func (o *Order) arguments(b *box, root int) ([]string, error) {
+	timeout := o.Timeout
+	if timeout == 0 {
+		timeout = DefaultTimeout
+	}
+	args := []string{
+		"dump", "--tree", strconv.Itoa(root), "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path("dump.log"), "-v2",
+		"--timeout", strconv.Itoa(int(math.Ceil(timeout.Seconds()))),
+		"--shell-job",                                             // its session's leader may not be of the tree
+		"--file-locks",                                            // one may be inherited from flock(1)
+		"--ghost-limit", ghostLimit, "--network-lock", "nftables", // needs no program
+	}
+	switch o.TCP {
+	case TCPRestore:
+		args = append(args, "--tcp-established")
+	case TCPClose:
+		args = append(args, "--tcp-close")
+	}
+	switch {
+	case o.Signal == syscall.SIGSTOP:
+		args = append(args, "--leave-stopped")
+	case o.Signal != syscall.SIGKILL:
+		args = append(args, "--leave-running")
+	}
+	cgroup, err := frozenCgroup(root)
+	if err != nil {
+		return nil, fmt.Errorf("find the cgroup of %d: %w", root, err)
+	}
+	if cgroup != "" {
+		args = append(args, "--freeze-cgroup", cgroup)
+	}
+	return args, nil
+}
+
+// signalAll sends a signal to all processes of a manifest that are still those.
+func signalAll(m *Manifest, sig syscall.Signal) {
+	for _, p := range m.Processes {
+		fd, err := unix.PidfdOpen(p.PID, 0)
+		if err != nil {
+			continue
+		}
+		// What the descriptor is for cannot change any more.
+		if now, err := readProcess(p.PID); err == nil && now.start == p.Start {
+			_ = unix.PidfdSendSignal(fd, sig, nil, 0)
+		}
+		_ = unix.Close(fd)
+	}
+}
+
+// save writes the file and brings it to the disk.
+func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err error) {
+	if err := m.sumParts(b.images()); err != nil {
+		return 0, err
+	}
+	if o.Writer != nil {
+		w := &counter{ctx: ctx, w: o.Writer}
+		err := writeContext(w, m, b.images(), o.Compress)
+		return w.n, err
+	}
+	f, err := os.OpenFile(b.path("context"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	w := &counter{ctx: ctx, w: f, flush: f}
+	if o.NoSync {
+		w.flush = nil
+	}
+	if err := writeContext(w, m, b.images(), o.Compress); err != nil {
+		return 0, err
+	}
+	if !o.NoSync {
+		if err := f.Sync(); err != nil {
+			return 0, err
+		}
+	}
+	if err := f.Close(); err != nil {
+		return 0, err
+	}
+	return w.n, o.publish(b.path("context"))
+}
+
+// publish gives the file its name.
+func (o *Order) publish(made string) error {
+	if o.Backup != "" {
+		if err := keep(o.File, o.Backup); err != nil {
+			return err
+		}
+	}
+	var err error
+	if o.Exclusive {
+		err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE)
+	} else {
+		err = os.Rename(made, o.File)
+	}
+	if err != nil {
+		return fmt.Errorf("give %s its name: %w", o.File, err)
+	}
+	if o.NoSync {
+		return nil
+	}
+	dir, err := os.Open(filepath.Dir(o.File))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// keep gives a file another name too, so that it is there until it is replaced.
+func keep(file, name string) error {
+	if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Link(file, name)
+}
+
+// counter counts what is written, gives up at the end of a context, and has the disk
+// begin early.
+type counter struct {
+	ctx     context.Context
+	w       io.Writer
+	n       int64
+	flush   *os.File
+	flushed int64
+}
+
+const flushEvery = 16 << 20
+
+func (c *counter) Write(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	if c.flush != nil && c.n-c.flushed >= flushEvery {
+		_ = unix.SyncFileRange(int(c.flush.Fd()), c.flushed, c.n-c.flushed, unix.SYNC_FILE_RANGE_WRITE) // fsync tells of errors
+		c.flushed = c.n
+	}
+	return n, err
+}

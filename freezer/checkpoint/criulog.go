@@ -1,0 +1,109 @@
+package checkpoint
+
+import (
+	"bufio"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+)
+
+// maxLog bounds the lines that are kept of a log of CRIU.
+const maxLog = 200
+
+// logLine is a line of CRIU's log: time, process, level, place and text.
+var logLine = regexp.MustCompile(`^(?:\([0-9.]+\))?\s*(?:[0-9]+: )?(Error|Warn)\s+\([^()]*:[0-9]+\): (.*)$`)
+
+// criuLog is what CRIU complained of.
+type criuLog struct {
+	errors, warnings []string
+}
+
+// readLog reads a log. That there is none is the same as an empty one: CRIU may have
+// failed before it had any.
+func readLog(path string) (l criuLog) {
+	f, err := os.Open(path)
+	if err != nil {
+		return l
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		m := logLine.FindStringSubmatch(lines.Text())
+		switch {
+		case m == nil, strings.Contains(m[2], "RLIMIT_NOFILE"): // it says that wherever it may not raise a limit, and goes on
+		case m[1] == "Error" && len(l.errors) < maxLog:
+			l.errors = append(l.errors, m[2])
+		case m[1] == "Warn" && len(l.warnings) < maxLog:
+			l.warnings = append(l.warnings, m[2])
+		}
+	}
+	return l
+}
+
+// verdict is what a line of CRIU's log means.
+type verdict struct {
+	has   []string // all of these
+	class Class
+	errno syscall.Errno
+	say   string // instead of CRIU's words
+}
+
+// verdicts are tried in this order on each line, from the first: later lines are mostly
+// consequences. CRIU's own exit status is 1 whatever happened.
+var verdicts = []verdict{
+	{[]string{"Can't fork for", "File exists"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Pid", "already exist"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Address already in use"}, Temp, syscall.EADDRINUSE, ""},
+	{[]string{"Cannot allocate memory"}, Temp, syscall.ENOMEM, ""},
+	{[]string{"Resource temporarily unavailable"}, Temp, syscall.EAGAIN, ""},
+	{[]string{"Device or resource busy"}, Temp, syscall.EBUSY, ""},
+	{[]string{"No space left on device"}, Env, syscall.ENOSPC, ""},
+	{[]string{"No such file or directory"}, Env, syscall.ENOENT, ""},
+	{[]string{"Permission denied"}, Env, syscall.EACCES, ""},
+	{[]string{"has bad size"}, Env, syscall.ENOENT, ""},
+	{[]string{"has bad mode"}, Env, syscall.ENOENT, ""},
+	{[]string{"has bad build-ID"}, Env, syscall.ENOENT, ""},
+	{[]string{"Connected TCP socket"}, Env, syscall.ENOTCONN, "it has an open TCP connection: say whether to restore or close it"},
+	{[]string{"inet: Unsupported proto 262"}, Env, syscall.EOPNOTSUPP, "it has a socket of Multipath TCP, which cannot be checkpointed (a Go program opens none with GODEBUG=multipathtcp=0)"},
+	{[]string{"In-flight connection"}, Temp, syscall.EAGAIN, ""},
+	{[]string{"Can't dump half of stream unix connection"}, Env, syscall.ENOTCONN, "it is connected, over a UNIX socket, to a process that is not checkpointed"},
+	{[]string{"External socket is used"}, Env, syscall.ENOTCONN, "it is connected, over a UNIX socket, to a process that is not checkpointed"},
+	{[]string{"anon_inode:[io_uring]"}, Env, syscall.EOPNOTSUPP, "it uses io_uring, which cannot be checkpointed"},
+	{[]string{"Peer unresolved"}, Perm, syscall.ECONNREFUSED, ""},
+	{[]string{"is traced by"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Timeout reached"}, Temp, syscall.ETIMEDOUT, "it did not stand still in time"},
+}
+
+// judge makes an error of a log.
+func (l *criuLog) judge(doing string) *Error {
+	for _, line := range l.errors {
+		for _, v := range verdicts {
+			if !v.matches(line) {
+				continue
+			}
+			say := v.say
+			if say == "" {
+				say = "CRIU: " + line
+			}
+			e := fail(v.class, v.errno, "%s: %s", doing, say)
+			e.Log = l.errors
+			return e
+		}
+	}
+	say := "CRIU failed and did not say why"
+	if len(l.errors) > 0 {
+		say = "CRIU: " + l.errors[0]
+	}
+	e := fail(Perm, syscall.EINVAL, "%s: %s", doing, say)
+	e.Log = l.errors
+	return e
+}
+
+func (v *verdict) matches(line string) bool {
+	for _, part := range v.has {
+		if !strings.Contains(line, part) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,322 @@
+package checkpoint
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// made is a context file of made-up parts.
+func made(tb testing.TB, compress bool) []byte {
+	tb.Helper()
+	dir := tb.TempDir()
+	for name, text := range map[string]string{"core-7.img": "core", "pages-1.img": strings.Repeat("page ", 40), "empty.img": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	m := &Manifest{Format: Format, Root: 7, Processes: []Process{{PID: 7, Group: 7, Session: 7}}}
+	if err := m.sumParts(dir); err != nil {
+		tb.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := writeContext(&out, m, dir, compress); err != nil {
+		tb.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// Whatever is altered or cut off is refused. (Of a compressed file there are bits that
+// change nothing that comes out of it.)
+func TestEveryAlteredByteIsFound(t *testing.T) {
+	whole := made(t, false)
+	if _, err := Inspect(bytes.NewReader(whole), true); err != nil {
+		t.Fatal(err)
+	}
+	// Not each byte, for the time that it takes: 7 reaches every kind of field in time.
+	for i := 0; i < len(whole); i += 7 {
+		bad := bytes.Clone(whole)
+		bad[i] ^= 0x10
+		if _, err := Inspect(bytes.NewReader(bad), true); !isDamage(err) {
+			t.Errorf("byte %d altered: %v", i, err)
+		}
+		if _, err := Inspect(bytes.NewReader(whole[:i]), true); !isDamage(err) {
+			t.Errorf("cut at %d of %d: %v", i, len(whole), err)
+		}
+	}
+	packed := made(t, true)
+	for i := 0; i < len(packed); i += 7 {
+		if _, err := Inspect(bytes.NewReader(packed[:i]), true); !isDamage(err) {
+			t.Errorf("zstd, cut at %d of %d: %v", i, len(packed), err)
+		}
+	}
+	for _, data := range [][]byte{whole, packed} {
+		more := append(bytes.Clone(data), "more"...)
+		if _, err := Inspect(bytes.NewReader(more), true); !isDamage(err) {
+			t.Errorf("with more at the end: %v", err)
+		}
+	}
+}
+
+func isDamage(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Class == Perm
+}
+
+func TestTheDamagedPartIsNamed(t *testing.T) {
+	whole := made(t, false)
+	for _, part := range []struct{ text, name string }{{"core", "core-7.img"}, {"page page", "pages-1.img"}, {`"format"`, manifestName}} {
+		bad := bytes.Clone(whole)
+		at := bytes.LastIndex(bad, []byte(part.text))
+		bad[at] ^= 1
+		_, err := Inspect(bytes.NewReader(bad), true)
+		if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), part.name) {
+			t.Errorf("%s altered: %v", part.name, err)
+		}
+		_, err = Inspect(bytes.NewReader(whole[:at]), true)
+		if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), part.name) {
+			t.Errorf("cut in %s: %v", part.name, err)
+		}
+	}
+}
+
+func TestLaterFormatsAreRefused(t *testing.T) {
+	later := bytes.Replace(made(t, false), []byte("lockerd context 1 "), []byte("lockerd context 2 "), 1)
+	_, err := Inspect(bytes.NewReader(later), true)
+	if !isDamage(err) || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "format 2") {
+		t.Errorf("a later format: %v", err)
+	}
+}
+
+// On a restart nothing is started before everything is verified.
+func TestADamagedFileStartsNothing(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	file, _ := j.save(t)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := j.number()
+	for _, bad := range [][]byte{data[:len(data)/2], append(data[:len(data)-blockSize*30:len(data)-blockSize*30], bytes.Repeat([]byte{1}, blockSize*30)...)} {
+		if err := os.WriteFile(file, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Restart(t.Context(), Plan{File: file}); !errors.Is(err, ErrDamaged) || !isDamage(err) {
+			t.Errorf("restart: %v", err)
+		}
+	}
+	if exists(j.pid()) || j.number() != n {
+		t.Error("something was started")
+	}
+	noBoxes(t, j.dir)
+}
+
+func FuzzInspect(f *testing.F) {
+	f.Add(made(f, false))
+	f.Add(made(f, true))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := Inspect(bytes.NewReader(data), true)
+		if e := (*Error)(nil); err != nil && !errors.As(err, &e) {
+			t.Errorf("an error without a class: %v", err)
+		}
+		if err == nil && (m == nil || len(m.Processes) == 0) {
+			t.Error("a whole file of no process")
+		}
+	})
+}
+
+func FuzzImage(f *testing.F) {
+	f.Add([]byte("\x19\x43\x56\x54\x01\x02\x03\x04\x02\x00\x00\x00ab\x00\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if img, err := parseImage(data); err == nil && !bytes.Equal(img.bytes(), data) {
+			t.Error("it is not written as it was read")
+		}
+	})
+}
+
+func TestRelocations(t *testing.T) {
+	for _, c := range []struct{ text, path, want string }{
+		{"/tmp/foo=/new", "/tmp/foo", "/new"},
+		{"/tmp/foo=/new", "/tmp/foo/1", "/new/1"},
+		{"/tmp/foo=/new", "/tmp/fooz", "/tmp/fooz"},
+		{"/tmp/foo=/new", "/var/tmp/foo", "/var/tmp/foo"},
+		{`/a\=b=/c`, "/a=b/d", "/c/d"},
+		{`/a=/c\=d`, "/a/e", "/c=d/e"},
+		{`/a\\=/c`, `/a\/e`, "/c/e"},
+		{`/a\x=/c`, `/a\x/e`, "/c/e"},
+		{"/=/root", "/etc", "/root/etc"},
+		{"/a", "", "the relocation \"/a\" is not OLDPATH=NEWPATH"},
+		{"/a=/b=/c", "", `the relocation "/a=/b=/c" has two = (one within a path is written \=)`},
+		{"a=/b", "", `the old path of the relocation "a=/b" is not canonical`},
+		{"/a/../c=/b", "", `the old path of the relocation "/a/../c=/b" is not canonical`},
+		{"/a=", "", `the relocation "/a=" is not OLDPATH=NEWPATH`},
+	} {
+		r, err := ParseRelocation(c.text)
+		got := relocate(c.path, []Relocation{r})
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s: %q becomes %q, want %q", c.text, c.path, got, c.want)
+		}
+	}
+	first := []Relocation{{"/a/b", "/1"}, {"/a", "/2"}}
+	if got := relocate("/a/b/c", first) + relocate("/a/c", first); got != "/1/c/2/c" {
+		t.Errorf("the first match has to count: %s", got)
+	}
+}
+
+func TestARelocatedJobFindsItsFiles(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	file, _ := j.save(t)
+	moved := &job{cmd: j.cmd, dir: filepath.Join(t.TempDir(), "with=sign")}
+	if err := os.Rename(j.dir, moved.dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Mkdir(j.dir, 0o700) })
+	file = moved.path(filepath.Base(file))
+	_, err := Restart(t.Context(), Plan{File: file})
+	if e := (*Error)(nil); !errors.As(err, &e) || e.Class != Env || e.Errno != syscall.ENOENT {
+		t.Errorf("without its files: %v", err)
+	}
+	r, err := ParseRelocation(j.dir + "=" + strings.ReplaceAll(moved.dir, "=", `\=`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart(t, Plan{File: file, Relocations: []Relocation{r}})
+	moved.goesOn(t)
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", j.pid())); err != nil || cwd != moved.dir {
+		t.Errorf("its working directory is %s, %v", cwd, err)
+	}
+}
+
+func TestAFullDiskLeavesNothing(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "count")
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=2m"); err != nil {
+		t.Skip("it takes the right to mount: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	for _, sig := range []syscall.Signal{0, syscall.SIGKILL} {
+		_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: filepath.Join(small, "x"), Signal: sig, CRIU: c})
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("signal %d: %v", sig, err)
+		}
+		if left, _ := os.ReadDir(small); len(left) > 0 {
+			t.Errorf("signal %d: left behind: %v", sig, left)
+		}
+		j.goesOn(t)
+		// Full only when CRIU is done, so that the processes are held.
+		var out bytes.Buffer
+		_, err = Checkpoint(t.Context(), Order{Target: Tree(j.pid()), Writer: &limited{&out, 1 << 20}, Signal: sig, CRIU: c})
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("signal %d, writer: %v", sig, err)
+		}
+		j.goesOn(t)
+	}
+}
+
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "count")
+	file := j.path("x")
+	if err := os.WriteFile(file, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := Order{Target: Tree(j.pid()), File: file, CRIU: c, Exclusive: true}
+	if _, err := Checkpoint(t.Context(), o); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("exclusive: %v", err)
+	}
+	o.Exclusive, o.Backup = false, j.path("x~")
+	o.Locks = []Lock{{Name: "scratch", Mode: "exclusive", Fence: 12}}
+	if _, err := Checkpoint(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if old, err := os.ReadFile(o.Backup); err != nil || string(old) != "old" {
+		t.Errorf("the backup has %q, %v", old, err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := Inspect(f, true)
+	if err != nil || m.Host == "" || m.Kernel == "" || len(m.Features) == 0 || len(m.Locks) != 1 || m.Locks[0] != o.Locks[0] || m.CRIU != c.Version {
+		t.Errorf("manifest %+v, %v", m, err)
+	}
+	out := -1
+	for i, f := range m.Files {
+		if f.Path == j.path("out") {
+			out = i
+		}
+	}
+	if out < 0 || !m.Files[out].Written || m.Files[out].Size == 0 || time.Since(m.Files[out].Modified) > time.Hour {
+		t.Errorf("the files in the manifest are %+v", m.Files)
+	}
+	if _, err := Checkpoint(context.Background(), Order{Target: Tree(j.pid()), File: file, CRIU: c, Incremental: true}); !errors.Is(err, syscall.EOPNOTSUPP) {
+		t.Errorf("incremental: %v", err)
+	}
+	j.goesOn(t)
+}
+
+func TestThroughAPipe(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	var out bytes.Buffer
+	j.save(t, func(o *Order) { o.File, o.Writer, o.Compress = "", &out, true })
+	if !bytes.HasPrefix(out.Bytes(), zstdMagic) {
+		t.Error("it is not compressed")
+	}
+	restart(t, Plan{Reader: &out})
+	j.goesOn(t)
+}
+
+func TestCompressionHalves(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "threads")
+	_, plain := j.save(t, func(o *Order) { o.Signal = 0 })
+	_, packed := j.save(t, func(o *Order) { o.Signal, o.Compress = 0, true })
+	t.Logf("%d bytes, with zstd %d", plain.Size, packed.Size)
+	if packed.Size*2 > plain.Size {
+		t.Errorf("%d bytes became %d", plain.Size, packed.Size)
+	}
+}
+
+func TestTCP(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "talk")
+	_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: j.path("x"), CRIU: c})
+	if e := (*Error)(nil); !errors.As(err, &e) || e.Errno != syscall.ENOTCONN || !strings.Contains(err.Error(), "open TCP connection") {
+		t.Errorf("an open connection: %v", err)
+	}
+	j.goesOn(t)
+	file, _ := j.save(t, func(o *Order) { o.TCP = TCPRestore })
+	r := restart(t, Plan{File: file})
+	j.goesOn(t)
+	_ = r.Signal(syscall.SIGKILL)
+	_, _ = r.Wait()
+
+	k := begin(t, "talk")
+	file, _ = k.save(t, func(o *Order) { o.TCP = TCPClose })
+	restart(t, Plan{File: file})
+	k.await(t, "it to notice the end of its connection", func() bool { return strings.Contains(strings.Join(k.lines(), "\n"), "closed") })
+}

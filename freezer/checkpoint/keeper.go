@@ -1,0 +1,183 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeperScript runs CRIU, tells its status, and when the requester has ended removes the
+// box. Descriptor 3 is the end of a pipe whose other end only the requester has, 4 one to
+// tell the status through, 5 the lock of the box.
+const keeperScript = `box=$1
+shift
+"$@" 3<&- 4>&-
+echo $? >&4
+exec 4>&-
+read -r never <&3
+exec rm -rf -- "$box"`
+
+// hookScript is run by CRIU, which closes all descriptors that it does not know. When the
+// images are complete, and the processes still held, it says so, and waits for a lock of
+// the requester's to open. Without the file "go" CRIU lets the processes run on; so it
+// does if the requester dies, because that opens the lock too.
+const hookScript = `#!/bin/sh
+cd "${0%/*}" || exit 1
+[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
+echo held 1<>held
+exec flock verdict test -e go
+`
+
+// keeper is a run of CRIU's dump, under a shell that outlives us.
+type keeper struct {
+	cmd      *exec.Cmd
+	box      *box
+	life     *os.File // closing it lets the keeper end
+	status   *os.File // where the keeper tells CRIU's status
+	held     *os.File // where the hook says that the processes are held; nil if they are not to be
+	verdict  *os.File // locked until we have made up our mind
+	finished chan error
+}
+
+// startKeeper starts CRIU. With hold it stops before it lets go of the processes.
+func startKeeper(b *box, criu string, args []string, hold bool) (k *keeper, err error) {
+	k = &keeper{box: b, finished: make(chan error, 1)}
+	var lifeEnd, statusEnd *os.File
+	defer func() {
+		closeAll(lifeEnd, statusEnd)
+		if err != nil {
+			closeAll(k.life, k.status, k.held, k.verdict)
+		}
+	}()
+	if lifeEnd, k.life, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	if k.status, statusEnd, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	if hold {
+		if err := k.prepareHold(); err != nil {
+			return nil, err
+		}
+		args = append(args, "--action-script", b.path("hook"))
+	}
+	k.cmd = exec.Command("/bin/sh", append([]string{"-c", keeperScript, "checkpoint-keeper", b.dir, criu}, args...)...)
+	k.cmd.ExtraFiles = []*os.File{lifeEnd, statusEnd, b.lock}
+	k.cmd.Dir = "/"
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := k.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start CRIU: %w", err)
+	}
+	go func() { k.finished <- k.result() }() // until CRIU ends, which it does at the latest when it is killed
+	return k, nil
+}
+
+func closeAll(files ...*os.File) {
+	for _, f := range files {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+func (k *keeper) prepareHold() (err error) {
+	if err := os.WriteFile(k.box.path("hook"), []byte(hookScript), 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mkfifo(k.box.path("held"), 0o600); err != nil {
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	if k.held, err = os.OpenFile(k.box.path("held"), os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
+		return err
+	}
+	if k.verdict, err = os.OpenFile(k.box.path("verdict"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Flock(int(k.verdict.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock %s: %w", k.verdict.Name(), err)
+	}
+	return nil
+}
+
+// errCRIU says that CRIU has a log to read.
+var errCRIU = errors.New("CRIU failed")
+
+// result waits for CRIU's status.
+func (k *keeper) result() error {
+	text, err := io.ReadAll(k.status)
+	if err != nil {
+		return err
+	}
+	switch status, err := strconv.Atoi(strings.TrimSpace(string(text))); {
+	case err != nil:
+		return fail(Temp, syscall.EINTR, "CRIU's keeper was killed")
+	case status == 0:
+		return nil
+	case status > 128:
+		return fail(Temp, syscall.EINTR, "CRIU was killed by signal %d", status-128)
+	default:
+		return errCRIU
+	}
+}
+
+// waitHeld returns when the processes are held and the images are complete.
+func (k *keeper) waitHeld(ctx context.Context) error {
+	said := make(chan error, 1)
+	go func() {
+		_, err := k.held.Read(make([]byte, 16))
+		said <- err
+	}()
+	select {
+	case err := <-said:
+		return err
+	case err := <-k.finished:
+		if err == nil {
+			err = errors.New("CRIU ended without a word")
+		}
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// wait returns when CRIU has ended.
+func (k *keeper) wait(ctx context.Context) error {
+	select {
+	case err := <-k.finished:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// release tells CRIU, which holds the processes, to do as it was told.
+func (k *keeper) release() error {
+	f, err := os.OpenFile(k.box.path("go"), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	return k.verdict.Close()
+}
+
+// end lets the processes run on, if they are still held, and waits for CRIU and the
+// keeper. Afterwards nothing is left in the box.
+func (k *keeper) end(kill bool) {
+	if kill {
+		// The kernel lets go of what CRIU holds.
+		_ = syscall.Kill(-k.cmd.Process.Pid, syscall.SIGKILL)
+	}
+	closeAll(k.verdict)
+	k.box.remove()
+	closeAll(k.life)
+	_ = k.cmd.Wait()
+	closeAll(k.status, k.held)
+}

@@ -1,0 +1,310 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Plan says how a context file is restarted.
+type Plan struct {
+	File        string
+	Reader      io.Reader // instead of File
+	Relocations []Relocation
+	// NewPIDs gives the processes other numbers, seen from outside: they live in a pid
+	// namespace of their own, in which they have the old ones.
+	NewPIDs bool
+	// KeepGroups and KeepSessions restore process groups and sessions; otherwise the
+	// processes join ours.
+	KeepGroups, KeepSessions bool
+	// Signal is what all processes get before they run on. 0 is none, SIGSTOP leaves
+	// them stopped, SIGCONT has those run that were stopped when checkpointed.
+	Signal syscall.Signal
+	CRIU   *CRIU // nil to find one
+}
+
+// Job is what was restarted.
+type Job struct {
+	Manifest *Manifest
+	Warnings []string // of CRIU
+	root     *os.File // pidfd; nil with a stage
+	mark     *os.File // see [Job.Mark]
+	stage    *stage   // stands between us and the job
+	once     sync.Once
+	status   syscall.WaitStatus
+	err      error
+}
+
+func (p *Plan) check() error {
+	switch {
+	case (p.File == "") == (p.Reader == nil):
+		return fail(Args, syscall.EINVAL, "say what to restart from")
+	case p.Signal < 0 || p.Signal > 64:
+		return fail(Args, syscall.EINVAL, "%d is no signal", int(p.Signal))
+	case len(p.Relocations) > MaxRelocations:
+		return fail(Args, syscall.EINVAL, "there are %d relocations, and at most %d are possible", len(p.Relocations), MaxRelocations)
+	}
+	return nil
+}
+
+// Restart starts what a context file holds. After an error, and at the end of ctx before
+// it has returned, nothing of it runs.
+func Restart(ctx context.Context, p Plan) (*Job, error) {
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	in := os.TempDir()
+	from := p.Reader
+	if p.File != "" {
+		f, err := os.Open(p.File)
+		if err != nil {
+			errno := syscall.EIO
+			errors.As(err, &errno)
+			return nil, fail(Args, errno, "%w", err)
+		}
+		defer f.Close()
+		from, in = f, filepath.Dir(p.File)
+	}
+	if err := needRoot(); err != nil {
+		return nil, err
+	}
+	if p.CRIU == nil {
+		var err error
+		if p.CRIU, err = Find(ctx); err != nil {
+			return nil, err
+		}
+	}
+	context, err := openContext(from)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBox(in)
+	if err != nil && p.File != "" { // a directory that cannot be written to may be read from
+		b, err = newBox(os.TempDir())
+	}
+	if err != nil {
+		context.close()
+		return nil, classed(err, "make a directory for the images")
+	}
+	defer b.remove()
+	if err := context.unpack(b.images()); err != nil {
+		return nil, err
+	}
+	j := &Job{Manifest: context.manifest}
+	if err := p.start(ctx, b, j); err != nil {
+		return nil, classed(err, "restart")
+	}
+	return j, nil
+}
+
+// start starts from verified images.
+func (p *Plan) start(ctx context.Context, b *box, j *Job) error {
+	m := j.Manifest
+	if err := m.fits(); err != nil {
+		return err
+	}
+	leaders, err := m.leaders(p.KeepGroups, p.KeepSessions)
+	if err != nil {
+		return err
+	}
+	if !p.NewPIDs {
+		if err := m.inUse(leaders); err != nil {
+			return err
+		}
+	}
+	relocations, err := canonical(p.Relocations)
+	if err != nil {
+		return err
+	}
+	if err := editFiles(b.images(), relocations); err != nil {
+		return err
+	}
+	if err := editTree(b.images(), m, p.KeepGroups, p.KeepSessions); err != nil {
+		return err
+	}
+	input, err := p.input(m)
+	if err != nil {
+		return err
+	}
+	defer input.Close()
+	o := p.order(b, m, leaders)
+	if o.Namespace || len(leaders) > 0 {
+		j.stage, err = startStage(ctx, o, input)
+	} else if err = o.restore(ctx, input); err == nil {
+		var fd int
+		if fd, err = unix.PidfdOpen(m.Root, 0); err == nil {
+			j.root = os.NewFile(uintptr(fd), "pidfd")
+		}
+	}
+	log := readLog(o.Log)
+	j.Warnings = log.warnings
+	if errors.Is(err, errCRIU) {
+		return log.judge("restart")
+	}
+	return err
+}
+
+// input is the descriptor that CRIU takes for the terminal: our controlling one (tty(4)).
+func (p *Plan) input(m *Manifest) (*os.File, error) {
+	if len(m.Terminals) == 0 {
+		return os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	}
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fail(Env, syscall.ENOTTY, "it was checkpointed with a terminal, and there is none here: %w", err)
+	}
+	return tty, nil
+}
+
+// restoreOrder is what is told to who runs CRIU.
+type restoreOrder struct {
+	Namespace bool
+	Leaders   []leader
+	CRIU      string
+	Args      []string
+	Log       string
+	Root      int
+	PIDs      []int
+	Stopped   []int // of those, that were stopped when checkpointed
+	Signal    syscall.Signal
+}
+
+func (p *Plan) order(b *box, m *Manifest, leaders []leader) *restoreOrder {
+	o := &restoreOrder{
+		Namespace: p.NewPIDs, Leaders: leaders, CRIU: p.CRIU.Path, Log: b.path("restore.log"), Root: m.Root, Signal: p.Signal,
+		Args: []string{
+			"restore", "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path("restore.log"), "-v2",
+			"--restore-detached", "--restore-sibling", "--shell-job", "--file-locks", "--network-lock", "nftables",
+		},
+	}
+	switch TCP(m.TCP) {
+	case TCPRestore:
+		o.Args = append(o.Args, "--tcp-established")
+	case TCPClose:
+		o.Args = append(o.Args, "--tcp-close")
+	}
+	if o.holds() || p.Signal == syscall.SIGSTOP {
+		o.Args = append(o.Args, "--leave-stopped")
+	}
+	for _, one := range m.Processes {
+		if one.Ended {
+			continue
+		}
+		o.PIDs = append(o.PIDs, one.PID)
+		if one.Stopped {
+			o.Stopped = append(o.Stopped, one.PID)
+		}
+	}
+	return o
+}
+
+// holds says whether the processes are to have a signal before they run.
+func (o *restoreOrder) holds() bool {
+	return o.Signal != 0 && o.Signal != syscall.SIGSTOP && o.Signal != syscall.SIGCONT
+}
+
+// restore runs CRIU, and then sends the signal. The eldest process becomes our child.
+func (o *restoreOrder) restore(ctx context.Context, input *os.File) error {
+	cmd := exec.CommandContext(ctx, o.CRIU, o.Args...)
+	cmd.Stdin = input
+	err := cmd.Run()
+	if err != nil {
+		o.abandon()
+		if ctx.Err() == nil && cmd.ProcessState != nil && cmd.ProcessState.Exited() {
+			err = errCRIU
+		} else {
+			err = fail(Temp, syscall.EINTR, "CRIU was ended: %w", errors.Join(err, context.Cause(ctx)))
+		}
+		return err
+	}
+	o.deliver()
+	return nil
+}
+
+// deliver sends the signal.
+func (o *restoreOrder) deliver() {
+	if o.Signal == 0 || o.Signal == syscall.SIGSTOP { // CRIU leaves them stopped itself
+		return
+	}
+	for _, pid := range o.PIDs {
+		_ = syscall.Kill(pid, o.Signal) // one that has ended meanwhile is none to tell
+	}
+	if !o.holds() || o.Signal == syscall.SIGKILL {
+		return
+	}
+	stopped := map[int]bool{}
+	for _, pid := range o.Stopped {
+		stopped[pid] = true
+	}
+	for _, pid := range o.PIDs {
+		if !stopped[pid] {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	}
+}
+
+// abandon ends what CRIU has begun to restore. CRIU does so itself, unless it was killed,
+// but the eldest process is for us to wait for.
+func (o *restoreOrder) abandon() {
+	all, err := readTable()
+	if err != nil {
+		return
+	}
+	for _, pid := range o.PIDs {
+		if p, ok := all[pid]; ok && p.pid != os.Getpid() && all.below(pid, os.Getpid()) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if all[o.Root].parent == os.Getpid() {
+		_, _ = waitFor(o.Root)
+	}
+}
+
+// waitFor waits for the end of a child.
+func waitFor(pid int) (status syscall.WaitStatus, err error) {
+	for {
+		_, err = syscall.Wait4(pid, &status, 0, nil)
+		if err != syscall.EINTR {
+			return status, os.NewSyscallError("wait4 "+strconv.Itoa(pid), err)
+		}
+	}
+}
+
+// Wait waits for the end of the eldest process. The others may live on.
+func (j *Job) Wait() (syscall.WaitStatus, error) {
+	j.once.Do(func() {
+		if j.stage != nil {
+			j.status, j.err = j.stage.wait()
+			return
+		}
+		j.status, j.err = waitFor(j.Manifest.Root)
+		_ = j.root.Close()
+	})
+	return j.status, j.err
+}
+
+// Signal sends a signal to the eldest process.
+func (j *Job) Signal(sig syscall.Signal) error {
+	if j.stage != nil {
+		return j.stage.signal(sig)
+	}
+	c, err := j.root.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = c.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	return errors.Join(err, sent)
+}
+
+// probeTime bounds what [CRIU.Preflight] does.
+const probeTime = 30 * time.Second

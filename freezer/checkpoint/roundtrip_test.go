@@ -1,0 +1,82 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestARestartedLoopCountsOn(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count", "200")
+	file, r := j.save(t)
+	before := j.lines()
+	job := restart(t, Plan{File: file})
+	status, err := job.Wait()
+	if err != nil || status.ExitStatus() != 7 {
+		t.Fatalf("it ended with %v, %v", status, err)
+	}
+	after := j.lines()
+	if len(after) != 200 || strings.Join(after[:len(before)], "\n") != strings.Join(before, "\n") {
+		t.Errorf("it counted %d lines before and %d in the end, not 200:\n%s", len(before), len(after), strings.Join(after, "\n"))
+	}
+	if r.Manifest.Root != j.pid() || len(r.Manifest.Processes) != 1 || r.Manifest.Processes[0].Start == 0 {
+		t.Errorf("the manifest has %+v", r.Manifest.Processes)
+	}
+}
+
+func TestACheckpointedJobRunsOn(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	file, r := j.save(t, func(o *Order) { o.Signal = 0 })
+	j.goesOn(t)
+	if r.Pause <= 0 {
+		t.Error("the report does not know how long it stood still")
+	}
+	j.kill()
+	at := j.number()
+	restart(t, Plan{File: file})
+	j.await(t, "the restarted job to count", func() bool { return j.number() != at })
+}
+
+func TestPreflight(t *testing.T) {
+	if err := need(t).Preflight(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASecondRestartIsTemporary(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	file, _ := j.save(t)
+	restart(t, Plan{File: file})
+	_, err := Restart(context.Background(), Plan{File: file})
+	var e *Error
+	if !errors.As(err, &e) || e.Class != Temp || !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("the second restart: %v", err)
+	}
+	j.goesOn(t)
+}
+
+func TestNewPIDs(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count", "300")
+	file, _ := j.save(t)
+	a, b := restart(t, Plan{File: file, NewPIDs: true}), restart(t, Plan{File: file, NewPIDs: true})
+	for _, job := range []*Job{a, b} {
+		if status, err := job.Wait(); err != nil || status.ExitStatus() != 7 {
+			t.Errorf("it ended with %v, %v", status, err)
+		}
+	}
+	if n := len(j.lines()); n < 301 {
+		t.Errorf("two of them wrote %d lines in all", n)
+	}
+	_ = os.Remove(file)
+}

@@ -1,0 +1,147 @@
+package checkpoint
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+type scope uint8
+
+const (
+	scopeTree scope = iota + 1
+	scopeProcess
+	scopeGroup
+	scopeSession
+)
+
+func (s scope) String() string {
+	return [...]string{"", "tree", "process", "group", "session"}[s]
+}
+
+// Target is what is checkpointed. CRIU takes a process with all its descendants: a target
+// of which that is not the whole, or which is not the whole of that, is refused.
+type Target struct {
+	scope scope
+	id    int
+}
+
+// Tree is a process with all its descendants.
+func Tree(pid int) Target { return Target{scopeTree, pid} }
+
+// Single is a process that has no children.
+func Single(pid int) Target { return Target{scopeProcess, pid} }
+
+// Group is a process group (setpgid(2)).
+func Group(pgid int) Target { return Target{scopeGroup, pgid} }
+
+// Session is a session (setsid(2)).
+func Session(sid int) Target { return Target{scopeSession, sid} }
+
+func (t Target) String() string { return fmt.Sprintf("%s %d", t.scope, t.id) }
+
+// resolve finds the eldest process of a target, and all of them.
+func (t Target) resolve(all table) (root int, members []process, err error) {
+	if t.scope == 0 || t.id <= 1 {
+		return 0, nil, fail(Args, syscall.EINVAL, "%d is no process that could be checkpointed", t.id)
+	}
+	in := func(p process) bool { return true }
+	root = t.id
+	switch t.scope {
+	case scopeGroup:
+		in = func(p process) bool { return p.group == t.id }
+	case scopeSession:
+		in = func(p process) bool { return p.session == t.id }
+	}
+	if t.scope == scopeGroup || t.scope == scopeSession {
+		if root, err = t.eldest(all, in); err != nil {
+			return 0, nil, err
+		}
+	}
+	if p, ok := all[root]; !ok || p.state == 'Z' || p.state == 'X' {
+		return 0, nil, fail(Args, syscall.ESRCH, "there is no process %d", root)
+	}
+	if root, err = omitted(all, root); err != nil {
+		return 0, nil, err
+	}
+	if t.scope == scopeProcess {
+		in = func(p process) bool { return p.pid == root }
+	}
+	if all.below(os.Getpid(), root) {
+		return 0, nil, fail(Args, syscall.EINVAL, "%v is what asks for the checkpoint, or has started it", t)
+	}
+	for pid, p := range all {
+		if !all.below(pid, root) {
+			continue
+		}
+		if !in(p) && p.state != 'Z' {
+			return 0, nil, fail(Args, syscall.EINVAL,
+				"process %d descends from %d and is not of the %s: its whole tree would have to be checkpointed", pid, root, t.scope)
+		}
+		if tracer := statusNumber(pid, "TracerPid"); tracer != 0 {
+			return 0, nil, fail(Temp, syscall.EBUSY, "process %d is traced by %d", pid, tracer)
+		}
+		members = append(members, p)
+	}
+	slices.SortFunc(members, func(a, b process) int { return a.pid - b.pid })
+	return root, members, nil
+}
+
+// eldest finds the one that all members descend from.
+func (t Target) eldest(all table, in func(process) bool) (root int, err error) {
+	for pid, p := range all {
+		if !in(p) || p.state == 'Z' {
+			continue
+		}
+		if parent, ok := all[p.parent]; ok && in(parent) {
+			continue
+		}
+		if root != 0 {
+			a, b := min(root, pid), max(root, pid)
+			if p.parent == all[root].parent && p.parent > 1 {
+				return 0, fail(Args, syscall.EINVAL, "the %s %d has no eldest process: %d and %d are both children of %d, whose tree could be checkpointed",
+					t.scope, t.id, a, b, p.parent)
+			}
+			return 0, fail(Args, syscall.EINVAL, "the %s %d has no eldest process: neither %d nor %d descends from the other", t.scope, t.id, a, b)
+		}
+		root = pid
+	}
+	if root == 0 {
+		return 0, fail(Args, syscall.ESRCH, "there is no process in %v", t)
+	}
+	return root, nil
+}
+
+// frozenCgroup finds the cgroup that holds a process frozen: CRIU waits in vain for a
+// process that is frozen, unless it is told of the cgroup.
+func frozenCgroup(pid int) (dir string, err error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return "", err
+	}
+	path := ""
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "0::"); ok {
+			path = strings.TrimSuffix(rest, "\n")
+		}
+	}
+	for path != "" && path != "/" {
+		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			dir := filepath.Join(mount, path)
+			state, err := os.ReadFile(filepath.Join(dir, "cgroup.freeze"))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return "", err
+			}
+			if strings.TrimSpace(string(state)) == "1" {
+				return dir, nil
+			}
+		}
+		path = filepath.Dir(path)
+	}
+	return "", nil
+}
