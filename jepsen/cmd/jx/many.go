@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/lockerd/lockerd/jepsen/gen"
 	"github.com/lockerd/lockerd/jepsen/nemesis"
 	"github.com/lockerd/lockerd/jepsen/run"
@@ -59,13 +61,17 @@ var sets = [][]string{
 // maxJobs is how many runs there may be at a time.
 const maxJobs = 16
 
+func (o *options) jobsFlag(fs *pflag.FlagSet, usual int) {
+	fs.IntVar(&o.jobs, "jobs", usual, "do so `many` runs at a time: they wait most of their time")
+}
+
 func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 	fs := newFlags("ci", "[OPTION]...", out)
 	o := usual()
 	o.Time, o.Rhythm, o.Snapshots, o.Race = 7*time.Second, gen.Brisk, true, true
 	o.flags(fs)
 	fs.Lookup("seed").Usage = "of the schedule; 0 takes that of the commit"
-	fs.IntVar(&o.jobs, "jobs", 2, "do so `many` runs at a time: they wait most of their time")
+	o.jobsFlag(fs, 2)
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
 	}
@@ -75,9 +81,6 @@ func cmdCI(ctx context.Context, args []string, out io.Writer) (int, error) {
 		h := fnv.New32a()
 		fmt.Fprint(h, commit(ctx))
 		o.Seed = uint64(h.Sum32())
-	}
-	if o.jobs < 1 || o.jobs > maxJobs {
-		return exitUsage, usageError{fmt.Errorf("--jobs %d: it can be 1 to %d", o.jobs, maxJobs)}
 	}
 	if err := o.validate(selection); err != nil {
 		return exitUsage, err
@@ -97,9 +100,16 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	skip := fs.Int("skip", 0, "leave the first `number` of runs out, as done before with the same seed")
 	part := fs.String("part", "1/1", "do the `I/N`th part of the runs: others do the rest with the same seed")
 	only := fs.StringSlice("workload", nil, "only these workloads, with commas between")
+	with := fs.StringSlice("nemesis", nil, "only sets with one of these faults, with commas between")
 	onward := fs.Bool("keep-going", false, "go on after a run that did not pass")
+	o.jobsFlag(fs, 1)
 	if err := parse(fs, args, 0, 0); err != nil {
 		return exitPass, err
+	}
+	for _, k := range *with {
+		if !nemesis.Known(k) {
+			return exitUsage, usageError{fmt.Errorf("no fault %q", k)}
+		}
 	}
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64N(1 << 32)
@@ -111,6 +121,7 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 	for _, w := range workload.All {
 		for _, n := range sets {
 			able := w.Far || !slices.ContainsFunc(n, nemesis.NeedsFar)
+			able = able && (len(*with) == 0 || slices.ContainsFunc(*with, func(k string) bool { return slices.Contains(n, k) }))
 			if able && (len(*only) == 0 || slices.Contains(*only, w.Name)) {
 				jobs = append(jobs, job{workload: w.Name, nemesis: n})
 			}
@@ -126,6 +137,9 @@ func cmdAll(ctx context.Context, args []string, out io.Writer) (int, error) {
 		return exitUsage, usageError{fmt.Errorf("--part %s is not of the form 2/3", *part)}
 	}
 	rand.New(rand.NewPCG(o.Seed, 0)).Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] })
+	if len(jobs) == 0 {
+		return exitUsage, usageError{fmt.Errorf("no set of faults has any of %v: give them to jx run", *with)}
+	}
 	if *skip < 0 || *skip > len(jobs) {
 		return exitUsage, usageError{fmt.Errorf("--skip %d of %d runs", *skip, len(jobs))}
 	}
@@ -182,6 +196,9 @@ func cmdSoak(ctx context.Context, args []string, out io.Writer) (int, error) {
 
 // validate says what is wrong with any of the runs, before there is one.
 func (o *options) validate(jobs []job) error {
+	if o.jobs < 0 || o.jobs > maxJobs {
+		return usageError{fmt.Errorf("--jobs %d: it can be 1 to %d", o.jobs, maxJobs)}
+	}
 	c := o.Config
 	for _, j := range jobs {
 		c.Workload, c.Nemesis, c.Clocks = j.workload, j.nemesis, true
