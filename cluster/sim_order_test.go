@@ -39,34 +39,41 @@ func newOrderSim(t *testing.T, servers, agents int) *orderSim {
 	for i := range agents {
 		s.start(fmt.Sprintf("agent%d", i+1))
 	}
-	s.ready(servers + agents)
+	s.joined()
+	time.Sleep(2 * pingInterval) // every server knows every node's way
 	return s
 }
 
-// ready waits until so many nodes are in the table, and all that run are in touch.
-func (s *orderSim) ready(nodes int) {
+// joined waits until the nodes that run are in the table and in touch, and no others.
+func (s *orderSim) joined() {
 	s.t.Helper()
 	s.until("all nodes to be in touch", func() bool {
-		n := 0
+		here := make(map[fsm.Incarnation]bool)
+		for _, n := range s.nodes {
+			here[n.ledger.incarnation()] = true
+		}
+		found := 0
 		s.leader().replica.view(func(m *fsm.Machine) {
 			for _, node := range m.Nodes() {
-				if !node.Away {
-					n++
+				switch {
+				case here[node.Incarnation] && !node.Away:
+					found++
+				case !node.Away:
+					found = -len(m.Nodes())
 				}
 			}
 		})
-		return n == nodes
+		return found == len(s.nodes)
 	})
-	time.Sleep(2 * pingInterval) // every server knows every node's way
 }
 
 func (s *orderSim) until(what string, cond func() bool) {
 	s.t.Helper()
-	for range 60_000 {
+	for range 12_000 {
 		if cond() {
 			return
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(5 * time.Millisecond)
 	}
 	s.t.Fatalf("waiting for %s", what)
 }
@@ -265,7 +272,7 @@ func TestOrderEndsForACutNode(t *testing.T) {
 				}
 				id := s.open(other, OrderRequest{Action: "freeze", All: true, TimeoutMS: -1})
 				s.reach(other, id, fsm.OrderFrozen)
-				time.Sleep(time.Minute) // nothing ends by itself
+				time.Sleep(4 * time.Second) // nothing ends by itself
 				if got := s.frozen(); len(got) != 4 {
 					t.Fatalf("frozen: %v", got)
 				}
