@@ -33,8 +33,9 @@ Examples:
 
 All mounts and subvolumes of a file system are frozen with it. A guard process holds
 the freeze: until the thaw nothing can be unmounted, and if the guard is killed,
-thawfs thaws. /, /usr, /var, /run and /tmp, the file systems of swap files and of
-lockerd's data cannot be frozen, nor can what has no device, such as tmpfs and nfs.
+thawfs thaws, or at once lockerd with --executors. /, /usr, /var, /run and /tmp, the
+file systems of swap files and of lockerd's data cannot be frozen, nor can what has
+no device, such as tmpfs and nfs.
 
 Options:
 `
