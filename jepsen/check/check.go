@@ -90,6 +90,8 @@ func purpose(workload string) func(history.Op) bool {
 		return func(op history.Op) bool { return op.F == history.Death }
 	case "break":
 		return func(op history.Op) bool { return op.F == history.Break && op.Type == history.OK }
+	case "freeze":
+		return func(op history.Op) bool { return op.F == history.Frozen }
 	case "timeout":
 		return func(op history.Op) bool { return op.F == history.Lost }
 	}

@@ -51,6 +51,9 @@ var Checks = []Check{
 	{Name: "nothing outlasts its end", fits: func(s *seen) bool { return s.End.Loses }, judge: func(s *seen) Result { return outlasting(s) }},
 	{Name: "the workload did what it is for", must: true, fits: func(s *seen) bool { return purpose(s.End.Workload) != nil }, judge: func(s *seen) Result { return work(s.Input) }},
 	{Name: "no element is lost", fits: func(s *seen) bool { return s.End.Workload == "set" || s.End.Workload == "fenced" }, judge: func(s *seen) Result { return set(s.Input, s.pairs) }},
+	{Name: "nothing stays frozen", must: true, fits: freezing, judge: func(s *seen) Result { return readFreezes(s).late() }},
+	{Name: "nothing thaws early", must: true, fits: freezing, judge: func(s *seen) Result { return readFreezes(s).early() }},
+	{Name: "nothing else is frozen", must: true, fits: freezing, judge: func(s *seen) Result { return readFreezes(s).stray() }},
 	{Name: Linearizable, judge: func(s *seen) Result { return linearizable(s.Input, s.pairs, s.audit) }},
 }
 

@@ -91,11 +91,45 @@ var forged = map[string]func(s *script){
 		s.now += time.Minute
 		s.event("released", "l", "a", 1, "limit")
 	},
+	"nothing stays frozen": func(s *script) {
+		forgedFreeze(s, 500)
+		probed(s, "fs:n1", 2*time.Second)
+	},
+	"nothing thaws early": func(s *script) {
+		frozen := forgedFreeze(s, 5000)
+		probed(s, "fs:n1", time.Microsecond)
+		frozen(history.OK, history.Freeze, "thawed")
+	},
+	"nothing else is frozen": func(s *script) {
+		forgedFreeze(s, 5000)
+		probed(s, "fs:n2", 2*time.Second)
+	},
 	"faults were injected": func(s *script) { s.end.Nemesis = true },
 	"the workload did what it is for": func(s *script) {
 		s.end.Workload = "timeout"
 		s.get(0, "a", 1)
 	},
+}
+
+// forgedFreeze freezes a file system for so many milliseconds. The function returned
+// tells more of it.
+func forgedFreeze(s *script, ms int) func(t history.Type, f, value string) {
+	s.end.Workload = "freeze"
+	note := history.Op{Process: 5, Locks: []string{"fs:n1"}, Limit: time.Duration(ms) * time.Millisecond}
+	tell := func(t history.Type, f, value string) {
+		op := note
+		op.Type, op.F, op.Value = t, f, value
+		s.add(op)
+	}
+	tell(history.Invoke, history.Freeze, "fsfreeze")
+	tell(history.Info, history.Frozen, "")
+	return tell
+}
+
+// probed tells of something that stood still for a time.
+func probed(s *script, target string, still time.Duration) {
+	s.now += still
+	s.add(history.Op{Process: 6, Type: history.Info, F: history.Probe, Locks: []string{target}, Took: still})
 }
 
 // blind are checks of the harness itself: they say that nothing was tried.

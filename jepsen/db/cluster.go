@@ -35,6 +35,9 @@ type Options struct {
 
 	// Pidstatd is the program for a host without a node; empty for none.
 	Pidstatd string
+
+	// Volumes gives each node a file system to be frozen, and executors.
+	Volumes bool
 }
 
 // Cluster is a number of nodes.
@@ -42,6 +45,7 @@ type Cluster struct {
 	Nodes []*Node
 	Far   *Far // nil unless there is a host without a node
 	net   *netns.Network
+	data  string
 }
 
 // Far is a host that runs no node, but a pidstatd, as hosts of old clients do.
@@ -75,6 +79,9 @@ type Node struct {
 	Host *netns.Host
 	Disk *disk.Disk
 	http string // the base of its HTTP port
+
+	Volume *disk.Disk // to be frozen; nil for none
+	admin  string
 
 	clock string // the file that its clock is set by
 }
@@ -129,7 +136,7 @@ func New(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{net: w}
+	c := &Cluster{net: w, data: o.data()}
 	var join []string
 	for _, h := range w.Hosts() {
 		join = append(join, net.JoinHostPort(h.IP, gossipPort))
@@ -140,22 +147,28 @@ func New(o Options) (*Cluster, error) {
 		if err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
+		admin := filepath.Join(o.Disks, name+".admin")
 		args := []string{
 			"--name", name, "--data-dir", filepath.Join(d.Dir, "data"), "--host", h.IP, "--port", clientPort,
 			"--peer", net.JoinHostPort(h.IP, peerPort), "--gossip", net.JoinHostPort(h.IP, gossipPort),
 			"--http", net.JoinHostPort(h.IP, httpPort), "--advertise", h.IP, "--insecure",
-			"--admin", filepath.Join(o.Disks, name+".admin"),
+			"--admin", admin,
 		}
 		if o.Nodes > 1 {
 			args = append(args, "--bootstrap-expect", fmt.Sprint(o.Nodes), "--join", strings.Join(join, ","))
 		}
 		clock := filepath.Join(o.Disks, name+".clock")
 		n := &Node{
-			clock: clock,
-			Proc:  &proc.Proc{Name: name, Path: o.Binary, Args: args, Env: []string{"JX_CLOCK=" + clock}, Log: filepath.Join(o.Logs, "lockerd-"+name+".log")},
-			Host:  h, Disk: d, http: "http://" + net.JoinHostPort(h.IP, httpPort),
+			clock: clock, admin: admin,
+			Proc: &proc.Proc{Name: name, Path: o.Binary, Args: args, Env: []string{"JX_CLOCK=" + clock}, Log: filepath.Join(o.Logs, "lockerd-"+name+".log")},
+			Host: h, Disk: d, http: "http://" + net.JoinHostPort(h.IP, httpPort),
 		}
 		c.Nodes = append(c.Nodes, n)
+		if o.Volumes {
+			if err := n.addVolume(o); err != nil {
+				return nil, errors.Join(err, c.Close())
+			}
+		}
 		if err := n.Start(); err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
@@ -178,6 +191,9 @@ func (c *Cluster) Close() error {
 		_ = n.Disk.Thaw() // a process that waits for its disk cannot end
 		n.Kill()
 		errs = append(errs, n.Disk.Close())
+		if n.Volume != nil {
+			errs = append(errs, n.Volume.Close())
+		}
 	}
 	return errors.Join(append(errs, c.net.Close())...)
 }

@@ -47,7 +47,7 @@ func WriteEDN(w io.Writer, ops []Op) error {
 // note says whether a line is neither the call nor the return of an operation.
 func (op Op) note() bool {
 	switch op.F {
-	case Lost, Queued, Death, Stopped, Continued:
+	case Lost, Queued, Death, Stopped, Continued, Frozen, Thaw, Probe:
 		return true
 	}
 	return false

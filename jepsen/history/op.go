@@ -34,6 +34,19 @@ const (
 	Unsent = "unsent"
 )
 
+// What clients do who freeze. Locks are then the targets, as in fs:n1.
+const (
+	Freeze = "freeze" // from the order to its end; Limit is its time, Value why it ended
+	Frozen = "frozen" // news that all of it is
+	Thaw   = "thaw"   // the client begins to end it
+	Probe  = "probe"  // Took is the time from a question to a target until its answer
+
+	GuardKilled = "guardkill" // note of the nemesis
+)
+
+// Control is a target of probes that nobody freezes.
+const Control = "control"
+
 // Reuse is the note of the nemesis that a dead process's number was given to another.
 const Reuse = "pidreuse"
 
@@ -58,6 +71,8 @@ type Op struct {
 	Limit time.Duration `json:"limit,omitempty"` // the hold may end so long after it was asked for
 	Lease time.Duration `json:"lease,omitempty"` // the hold may end when its owner is silent for so long
 	Proto int           `json:"proto,omitempty"` // of a client that speaks it itself; 1 has no fences
+	Order uint64        `json:"order,omitempty"`
+	Took  time.Duration `json:"took,omitempty"`
 	Value string        `json:"value,omitempty"`
 	Node  string        `json:"node,omitempty"`
 	Error string        `json:"error,omitempty"`

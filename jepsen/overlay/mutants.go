@@ -299,4 +299,25 @@ func drift() Ticket {
 		}},
 		Workload: "set", Nodes: 1, NoGuard: true,
 	},
+	{
+		Name: "no-thaw", About: "a node that is asked to thaw says that it has",
+		Check:    "nothing stays frozen",
+		Patches:  []Patch{{"freezer/prepared.go", "	_ = p.guard.Thaw()\n	<-p.done\n", ""}},
+		Workload: "freeze", Nodes: 3,
+	},
+	{
+		Name: "short-freeze", About: "a guard counts three times too fast",
+		Check:    "nothing thaws early",
+		Patches:  []Patch{{"freezer/guard.go", "until = boottime() + timeout\n", "until = boottime() + timeout/3\n"}},
+		Workload: "freeze", Nodes: 3,
+	},
+	{
+		Name: "wide-freeze", About: "a node freezes the file system of another one, too",
+		Check: "nothing else is frozen",
+		Patches: []Patch{{
+			"freezer/executor.go", "			o.Targets = append(o.Targets, FileSystem(m))\n",
+			"			o.Targets = append(o.Targets, FileSystem(m), FileSystem(filepath.Join(filepath.Dir(m), \"n1v\")))\n",
+		}},
+		Workload: "freeze", Nodes: 3,
+	},
 }

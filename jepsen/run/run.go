@@ -53,12 +53,22 @@ func Run(ctx context.Context, c Config) (in check.Input, err error) {
 	}
 	s := &session{Config: c, rec: history.NewRecorder(), freezing: freezing}
 	s.work, _ = workload.Named(c.Workload)
-	s.cluster, err = db.New(db.Options{Binary: c.Binary, Nodes: c.Nodes, Disks: dir, Logs: c.Store, Pidstatd: s.pidstatd()})
+	s.cluster, err = db.New(db.Options{Binary: c.Binary, Nodes: c.Nodes, Disks: dir, Logs: c.Store, Pidstatd: s.pidstatd(), Volumes: s.work.Freezes})
 	if err != nil {
 		return in, err
 	}
+	for _, n := range s.cluster.Nodes {
+		if n.Volume != nil {
+			s.freezing(n.Volume.Dir, true) // it may be at any time
+		}
+	}
 	in, err = s.run(ctx)
 	in.End.Ended = s.ended()
+	for _, n := range s.cluster.Nodes {
+		if n.Volume != nil {
+			s.freezing(n.Volume.Dir, false)
+		}
+	}
 	err = errors.Join(err, s.cluster.Close())
 	in.End.Logs, in.End.Installs = readLogs(c.Store)
 	if s.Clocks {
@@ -102,6 +112,10 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	}
 	for _, n := range s.cluster.Nodes {
 		s.env.Hosts = append(s.env.Hosts, n.Client())
+		if n.Volume != nil {
+			s.env.Data = s.cluster.Data()
+			s.env.Sites = append(s.env.Sites, &workload.Site{Node: n.Name, Admin: n.Admin(), Volume: n.Volume.Dir})
+		}
 	}
 	end := check.End{Workload: s.Workload, Loses: s.work.Loses, Guard: !s.NoGuard, Nemesis: len(s.Nemesis) > 0}
 	if slices.ContainsFunc(s.Nemesis, nemesis.Hastens) {

@@ -152,6 +152,8 @@ func Enter() (dir string, freezing func(dir string, frozen bool), err error) {
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 		unix.Mount("proc", "/proc", "proc", 0, ""),
 		unix.Mount("jx", dir, "tmpfs", 0, "size=2g,mode=700"),
+		// A node with mounts of its own sees when those here change.
+		unix.Mount("", dir, "", unix.MS_SHARED, ""),
 	)
 	if err != nil {
 		return "", nil, fmt.Errorf("prepare the sandbox: %w", err)

@@ -33,6 +33,9 @@ type Env struct {
 
 	Register Register
 
+	Sites []*Site // where those freeze who do
+	Data  string  // where each node has its volume
+
 	mu        sync.Mutex
 	abandoned map[string]bool
 	processes int
@@ -120,6 +123,8 @@ type Workload struct {
 	// Loses says that holds may end without their owners' doing: by a limit, by
 	// being broken, or with their processes.
 	Loses bool
+	// Freezes says that the nodes have executors, and volumes to freeze.
+	Freezes bool
 }
 
 // Run lets all clients work until ctx ends, and then waits until each has come
@@ -132,6 +137,13 @@ func (w Workload) Run(ctx context.Context, e *Env) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if w.Freezes {
+		end, err := e.probing()
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
 	var all sync.WaitGroup
 	for i := range e.Clients {
 		c := &Client{env: e, number: i, rng: rand.New(rand.NewPCG(e.Seed, uint64(i)))}

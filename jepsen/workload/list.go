@@ -136,6 +136,15 @@ var All = []Workload{
 		},
 	},
 	{
+		Name: "freeze", About: "file systems and processes are frozen by orders, on one node or all; some who ask vanish, some guards are killed", Freezes: true,
+		Act: func(ctx context.Context, c *Client, a gen.Action) error {
+			if c.number < freezers {
+				return c.freeze(ctx, a)
+			}
+			return c.hold(ctx, a, func(*client.Options) {})
+		},
+	},
+	{
 		Name: "set", About: "add to a set under the lock: read, work, write back",
 		Mix: func(m *gen.Mix) { m.Locks, m.Try, m.Read = 1, 0, 0 },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {

@@ -249,6 +249,11 @@ func cmdHolder(_ context.Context, args []string, out io.Writer) (int, error) {
 	return exitPass, workload.Holder(args, os.Stdin, out)
 }
 
+// cmdProber is a process that may be frozen, started by the freeze workload.
+func cmdProber(_ context.Context, args []string, out io.Writer) (int, error) {
+	return exitPass, workload.Prober(args, os.Stdin, out)
+}
+
 // judge checks a history, stores the verdicts and prints them.
 func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
 	results := check.All(in)
