@@ -107,7 +107,15 @@ type event struct {
 	PID   int      `json:"pid"`
 	Cause string   `json:"cause"`
 	By    string   `json:"by"`
-	Error string   `json:"error"` // the last line of a stream that the node ended
+
+	// Of orders, whose kinds begin with order-.
+	Order  uint64   `json:"order"`
+	Action string   `json:"action"`
+	Nodes  []string `json:"nodes"`
+	Reason string   `json:"reason"`
+	Why    string   `json:"reason_text"`
+
+	Error string `json:"error"` // the last line of a stream that the node ended
 }
 
 // get asks the node and gives its whole answer.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -27,8 +28,8 @@ func (p *program) watchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "watch",
 		Short: "Print what happens, as it happens",
-		Long: `watch prints one line for every grant, wait and release from now on, until it is
-interrupted. With --json a line is a JSON object.`,
+		Long: `watch prints one line for every grant, wait and release, and for what orders freeze and thaw,
+from now on, until it is interrupted. With --json a line is a JSON object.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.watch(cmd.Context(), lock) },
 	}
@@ -90,7 +91,16 @@ func (p *program) printEvent(line []byte) error {
 		_, err := fmt.Fprintf(p.out, "%s\n", line)
 		return err
 	}
-	text := fmt.Sprintf("%s  %-10s  %s  %s", time.Now().Format("15:04:05.000"), plain(e.Kind), names(e.Locks), plain(e.Owner))
+	now := time.Now().Format("15:04:05.000")
+	if e.Order != 0 {
+		text := fmt.Sprintf("%s  %-14s  order %d  %s on %s  by %s", now, plain(e.Kind), e.Order, plain(e.Action), names(e.Nodes), plain(e.By))
+		if e.Reason != "" {
+			text += "  (" + plain(cmp.Or(e.Why, e.Reason)) + ")"
+		}
+		_, err := fmt.Fprintln(p.out, text)
+		return err
+	}
+	text := fmt.Sprintf("%s  %-10s  %s  %s", now, plain(e.Kind), names(e.Locks), plain(e.Owner))
 	if e.Fence != 0 {
 		text += fmt.Sprintf("  fence %d", e.Fence)
 	}
