@@ -18,17 +18,21 @@ const (
 	programsEnv = "SYSTEST_PROGRAMS"
 )
 
+// insideTime bounds such a run; see also seriesTime.
+var insideTime = 2 * time.Minute
+
 // inside runs the test again as the first process of new namespaces, CLONE_NEW* of
 // clone(2), and reports whether this is that run. Everything in a new pid
-// namespace ends with the run.
-func inside(t *testing.T, namespaces uintptr) bool {
+// namespace ends with the run. It has the files from descriptor 3 on.
+func inside(t *testing.T, namespaces uintptr, files ...*os.File) bool {
 	t.Helper()
 	if os.Getenv(insideEnv) == t.Name() {
 		return true
 	}
 	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
-	c := exec.CommandContext(limited(t, 2*time.Minute), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout=100s")
+	c := exec.CommandContext(limited(t, insideTime), "/proc/self/exe", "-test.run="+pattern, "-test.v", "-test.timeout="+(insideTime-20*time.Second).String())
 	c.Env = append(os.Environ(), insideEnv+"="+t.Name(), programsEnv+"="+filepath.Dir(lockerd))
+	c.ExtraFiles = files
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()
 	if c.Process == nil && errors.Is(err, syscall.EPERM) {

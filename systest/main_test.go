@@ -13,9 +13,12 @@ import (
 )
 
 // The programs that are tested, built as their users build them.
-var lockerd, lockersh string
+var lockerd, lockersh, lockctl string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(rescueEnv) != "" {
+		os.Exit(rescue())
+	}
 	os.Exit(func() int {
 		if dir := os.Getenv(programsEnv); dir != "" {
 			findPrograms(dir)
@@ -28,7 +31,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		findPrograms(dir)
-		out, err := exec.Command("go", "build", "-o", dir+"/", "../cmd/lockerd", "../cmd/lockersh").CombinedOutput()
+		out, err := exec.Command("go", "build", "-o", dir+"/", "../cmd/lockerd", "../cmd/lockersh", "../cmd/lockctl").CombinedOutput()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 			return 1
@@ -38,7 +41,7 @@ func TestMain(m *testing.M) {
 }
 
 func findPrograms(dir string) {
-	lockerd, lockersh = filepath.Join(dir, "lockerd"), filepath.Join(dir, "lockersh")
+	lockerd, lockersh, lockctl = filepath.Join(dir, "lockerd"), filepath.Join(dir, "lockersh"), filepath.Join(dir, "lockctl")
 }
 
 // start runs a cluster until the test ends. When the test fails, the nodes' last
