@@ -20,6 +20,8 @@ func TestRegressions(t *testing.T) {
 		"given-up":      "nothing is left behind",
 		"last-come":     "first come, first served",
 		"lost-release":  "no hold is lost",
+		"late-death":    "nothing outlasts its end",
+		"late-limit":    "nothing outlasts its end",
 		"late-lock":     "nothing is left behind",
 		"no-fsync":      "fences are unique",
 		"no-memory":     "no hold is lost",
