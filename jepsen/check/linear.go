@@ -53,7 +53,7 @@ func Explain(in Input) (m porcupine.Model, info porcupine.LinearizationInfo, ok 
 func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operation {
 	var ops []porcupine.Operation
 	add := func(p history.Pair, locks []string, in model.Input, out model.Output, end time.Duration) {
-		in.Locks = locks
+		in.Locks, in.Index = locks, p.Call.Index
 		ops = append(ops, porcupine.Operation{ClientId: p.Call.Process, Input: in, Call: int64(p.Call.Time), Output: out, Return: int64(end)})
 	}
 	told := map[uint64]bool{}           // fences whose grants clients know

@@ -209,6 +209,7 @@ func (p part) shortest() prefix {
 		if op.Return <= hi && op.Return > at {
 			at = op.Return
 			n.last = p.model.DescribeOperation(op.Input, op.Output)
+			n.first = op.Input.(model.Input).Index
 		}
 	}
 	return n

@@ -104,6 +104,22 @@ func TestModelsAreWired(t *testing.T) {
 	}
 }
 
+// The operation that no order explains is told, so that a picture can show where it is.
+func TestWhereItFails(t *testing.T) {
+	s := tell()
+	for f := range uint64(3) {
+		s.get(0, "a", f+1)
+		s.put(0, "a", f+1)
+	}
+	s.op(1, history.Invoke, history.Read, "l", "", 0)
+	s.op(1, history.OK, history.Read, "l", "z", 0)
+	for _, r := range s.results() {
+		if want := len(s.ops) - 2; r.Check == Linearizable && r.First != want {
+			t.Errorf("operation %d, want %d: %v", r.First, want, r.Problems)
+		}
+	}
+}
+
 // An end that nobody told of is excused only where everybody may have missed it.
 func TestUnseenEndOfOneHold(t *testing.T) {
 	begin := func(s *script, nodes ...string) {

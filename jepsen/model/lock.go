@@ -51,6 +51,8 @@ type Input struct {
 	// state. It was granted before, which saves the search from trying other orders.
 	Prev uint64
 
+	Index int // of the operation in the history, for who wants to find it
+
 	// Repeated allows a Release to be answered OK when the hold has ended some
 	// other way: a client that asked twice cannot tell whose doing it was.
 	Repeated bool
