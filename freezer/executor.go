@@ -190,7 +190,7 @@ func (x *Executor) Prepare(ctx context.Context, order uint64, action string, spe
 	}
 	err = p.guard.Prepare(ctx, o)
 	if err == nil && x.hooks != nil {
-		if p.hooks, err = x.hooks.freeze(ctx, order, action, o.Targets); err == nil {
+		if p.hooks, err = x.hooks.freeze(ctx, order, action, o.Targets); err == nil && p.hooks != nil {
 			// Again, for what the hooks have written, and for who has ended of it.
 			err = p.guard.Prepare(ctx, o)
 		}

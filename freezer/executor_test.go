@@ -245,6 +245,35 @@ func TestExecutorEnds(t *testing.T) {
 	cleanRun(t)
 }
 
+// What cannot be thawed is not said to be: it is tried until it can be.
+func TestExecutorInsists(t *testing.T) {
+	needIsolation(t)
+	v := victims(t)
+	x, l := newExecutor(t, nil)
+	p, _ := ordered(t, x, ActionFreeze, treeSpec(v.pid()), -1)
+	// Journals that others could have written are not trusted.
+	if err := os.Chmod(Dir(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_ = syscall.Kill(must(p.guard.State()).Guard, syscall.SIGKILL)
+	await(t, "a line in the log", func() bool { return l.has("something is still frozen") })
+	if err := p.Thaw(); !errors.Is(err, ErrGuardLost) || stopped(t) != 4 {
+		t.Errorf("%v, and %d processes are stopped", err, stopped(t))
+	}
+	select {
+	case <-p.Done():
+		t.Error("it is said to be thawed")
+	default:
+	}
+	if err := os.Chmod(Dir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if err := p.Thaw(); err != nil || stopped(t) > 0 || p.Cause() != CauseGuard {
+		t.Errorf("%v, %q, and %d processes are stopped", err, p.Cause(), stopped(t))
+	}
+}
+
 // What is prepared is not frozen, and can be given up.
 func TestExecutorPrepares(t *testing.T) {
 	needIsolation(t)
@@ -337,6 +366,11 @@ func TestExecutorMachine(t *testing.T) {
 	}
 	machine := `{"targets":[{"kind":"machine"}]}`
 	p, text := ordered(t, x, ActionFreeze, machine, time.Minute)
+	for _, pid := range guards(t) {
+		if stateOf(pid) == "T" {
+			t.Errorf("guard %d is stopped", pid)
+		}
+	}
 	if text != "4 processes" || stateOf(excepted.pid()) == "T" || stateOf(reader.pid()) != "T" {
 		t.Errorf("%q are stopped; the exception is in state %s", text, stateOf(excepted.pid()))
 	}

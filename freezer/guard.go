@@ -76,7 +76,7 @@ func guardMain() int {
 			if err := g.ready(e.msg.Order); err != nil {
 				return g.end(opFailed, err)
 			}
-			g.answer(e.from, message{Op: opPrepared})
+			g.answer(e.from, message{Op: opPrepared, State: g.state()})
 		case e.msg.Op == opFreeze:
 			return g.obey(e.msg.Order)
 		case e.msg.Op == opThaw:

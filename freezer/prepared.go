@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync/atomic"
+	"time"
 )
 
 // Why a freeze has ended: see [Prepared.Cause].
@@ -13,7 +16,7 @@ const (
 	CauseDeadline = "deadline" // the time was up
 	CauseGuard    = "guard"    // the guard was killed, or told to end
 	CauseLocal    = "local"    // somebody on this host has thawed it, as with thawfs
-	CauseFailed   = "failed"   // Freeze has failed, or something could not be thawed
+	CauseFailed   = "failed"   // Freeze has failed, or the guard could not thaw
 )
 
 // Prepared is an order that is ready to be carried out, or has been. Its methods may
@@ -48,23 +51,30 @@ func (p *Prepared) Freeze(ctx context.Context) (text string, err error) {
 	return text, nil
 }
 
-// Thaw thaws, and waits for it. The error is nil unless something could not be thawed
-// ([ErrNotThawed], or a guard that was killed and whose work nobody could do).
+// Thaw thaws, and waits for it. After an error something could not be thawed yet: a guard
+// has failed to ([ErrNotThawed]), or was killed ([ErrGuardLost]), and nobody could do its
+// work so far. It is tried again until Done.
 func (p *Prepared) Thaw() error {
 	p.asked.Store(true)
 	_ = p.guard.Thaw()
-	<-p.done
-	if thawed(p.err) {
+	if thawed(p.guard.err) {
+		<-p.done
 		return nil
 	}
-	return p.err
+	select {
+	case <-p.done:
+		return nil
+	default:
+		return p.guard.err
+	}
 }
 
-// Done is closed when everything is thawed, whoever has done it.
+// Done is closed when everything is thawed, whoever has done it; or when the Executor was
+// closed, which leaves what cannot be thawed to whoever tries next.
 func (p *Prepared) Done() <-chan struct{} { return p.done }
 
 // Err says, when Done is closed, why it is: nil after Thaw, else [ErrDeadline],
-// [ErrGuardLost], [ErrThawed], or what has kept something from being thawed.
+// [ErrGuardLost], [ErrThawed], or what had kept something from being thawed.
 func (p *Prepared) Err() error {
 	select {
 	case <-p.done:
@@ -88,8 +98,11 @@ func (p *Prepared) Cause() string {
 func (p *Prepared) attend() {
 	<-p.guard.Done()
 	p.err = p.guard.err
+	if !thawed(p.err) {
+		p.insist()
+	}
 	switch asked := p.asked.Load(); {
-	case !thawed(p.err):
+	case errors.Is(p.err, ErrNotThawed):
 		p.cause = CauseFailed
 	case errors.Is(p.err, ErrDeadline):
 		p.cause = CauseDeadline
@@ -109,6 +122,23 @@ func (p *Prepared) attend() {
 		p.hooks.thaw()
 	}
 	p.finish()
+}
+
+// insist does the guard's work by its journal, until that has gone.
+func (p *Prepared) insist() {
+	x := p.executor
+	for {
+		_, err := Recover(x.config.Dir)
+		if _, gone := os.Stat(filepath.Join(x.config.Dir, p.guard.id+journalEnd)); err == nil && errors.Is(gone, os.ErrNotExist) {
+			return
+		}
+		x.config.Log("something is still frozen", "order", p.number, "error", errors.Join(p.err, err))
+		select {
+		case <-x.closing.Done():
+			return
+		case <-time.After(watchPause):
+		}
+	}
 }
 
 // finish lets the executor forget the order.

@@ -20,6 +20,7 @@ type Guard struct {
 	dir     string
 	sock    *packets
 	pidfd   int
+	id      string      // of the freeze, known once it is prepared
 	stays   atomic.Bool // the freeze does, when this end is closed
 	closed  atomic.Bool
 	asking  sync.Mutex // one question at a time
@@ -264,8 +265,11 @@ func (g *Guard) Prepare(ctx context.Context, o Order) error {
 		return err
 	}
 	m, err := g.ask(ctx, message{Op: opPrepare, Order: &o})
-	if err == nil && m.Op != opPrepared {
+	switch {
+	case err == nil && (m.Op != opPrepared || m.State == nil):
 		err = fmt.Errorf("%w: %.20q instead of prepared", errMessage, m.Op)
+	case err == nil:
+		g.id = m.State.ID
 	}
 	if err != nil {
 		g.Close() // it may be at it still, for as long as a disk takes

@@ -20,7 +20,7 @@ import (
 //	                {"op":"extend","timeout":NANOS}  from now; less than 0 for ever
 //	                {"op":"state"}
 //	from the guard  {"op":"hello"} with a pidfd of the guard, to the requester alone
-//	                {"op":"prepared"}
+//	                {"op":"prepared","state":{...}}
 //	                {"op":"frozen","report":{...},"state":{...}}
 //	                {"op":"state","state":{...}}     also the answer to extend
 //	                {"op":"failed","code":"...","error":"...","report":{...}}
