@@ -86,7 +86,7 @@ func (o *freezeOrder) covers(target string, from, to time.Duration) bool {
 	if o.ended == history.Fail && o.reason == "refused" || !slices.Contains(o.targets, target) {
 		return false
 	}
-	return o.call <= to && from <= o.release()+freezeSlack
+	return o.call <= to && from <= o.release()
 }
 
 // release is when everything has been thawed at the latest. What was frozen on a node that
@@ -131,7 +131,7 @@ func (f *freezes) late() Result {
 		switch took := p.to - p.from; {
 		case !p.answered || took > longest+slack:
 			r.problem(p.index, "%s stood still from %v for %v, and no order for it was for longer than %v (op %d)", target, p.from, took, longest, by)
-		case p.to > last+slack:
+		case p.from <= last && p.to > last+slack:
 			r.problem(p.index, "%s stood still from %v for %v, though the last order for it (op %d) was over at %v", target, p.from, took, by, last)
 		}
 	})

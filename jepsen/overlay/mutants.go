@@ -308,7 +308,7 @@ func drift() Ticket {
 	{
 		Name: "short-freeze", About: "a guard counts three times too fast",
 		Check:    "nothing thaws early",
-		Patches:  []Patch{{"freezer/guard.go", "until = boottime() + timeout\n", "until = boottime() + timeout/3\n"}},
+		Patches:  []Patch{{"freezer/guard.go", "g.until = boottime() + o.timeout()\n", "g.until = boottime() + o.timeout()/3\n"}},
 		Workload: "freeze", Nodes: 3,
 	},
 	{

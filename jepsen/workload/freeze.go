@@ -30,7 +30,7 @@ type Site struct {
 }
 
 // freezers is how many clients of the workload freeze; the others take locks.
-const freezers = 3
+const freezers = 2
 
 // freezeRecord is what a node tells of an order.
 type freezeRecord struct {
@@ -222,13 +222,7 @@ var errNotTaken = errors.New("not taken")
 func (s *Site) client() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "unix", s.Admin)
-			if err != nil {
-				err = fmt.Errorf("%w: %w", errNotTaken, err)
-			}
-			return conn, err
-		},
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return dialRelay(s.Admin) },
 	}}
 }
 

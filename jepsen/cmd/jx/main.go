@@ -64,7 +64,7 @@ type command func(ctx context.Context, args []string, out io.Writer) (int, error
 
 var commands = map[string]command{
 	"run": cmdRun, "ci": cmdCI, "all": cmdAll, "soak": cmdSoak, "check": cmdCheck, "replay": cmdReplay,
-	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, workload.ProberCommand: cmdProber, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList, "table": cmdTable,
+	insideCommand: cmdInside, workload.HolderCommand: cmdHolder, workload.ProberCommand: cmdProber, workload.RelayCommand: cmdRelay, "selftest": cmdSelftest, "serve": cmdServe, "sweep": cmdSweep, "list": cmdList, "table": cmdTable,
 	"versus": cmdVersus, versusInside: cmdVersusInside, versus.IncrementCommand: holderOf(versus.Increment),
 	versus.HoldCommand: holderOf(versus.Hold), versus.StampCommand: holderOf(versus.Stamp),
 }

@@ -254,6 +254,11 @@ func cmdProber(_ context.Context, args []string, out io.Writer) (int, error) {
 	return exitPass, workload.Prober(args, os.Stdin, out)
 }
 
+// cmdRelay is the process that asks for a freeze.
+func cmdRelay(_ context.Context, args []string, out io.Writer) (int, error) {
+	return exitPass, workload.Relay(args, os.Stdin, out)
+}
+
 // judge checks a history, stores the verdicts and prints them.
 func judge(c run.Config, in check.Input, out io.Writer) (int, error) {
 	results := check.All(in)
