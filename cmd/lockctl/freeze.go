@@ -6,45 +6,22 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/getopt"
 )
 
 // defaultFreeze is how long a freeze lasts if nothing is said.
 const defaultFreeze = time.Minute
 
-// seconds is a duration that a number alone gives in seconds.
-type seconds time.Duration
-
-func (s *seconds) String() string {
-	return strconv.FormatFloat(time.Duration(*s).Seconds(), 'f', -1, 64)
-}
-func (s *seconds) Type() string { return "seconds" }
-
-func (s *seconds) Set(text string) error {
-	d, err := time.ParseDuration(text)
-	if f, ferr := strconv.ParseFloat(text, 64); ferr == nil {
-		if !(f >= -1e9 && f <= 1e9) {
-			return errors.New("not a number of seconds up to 1e9")
-		}
-		d, err = time.Duration(f*float64(time.Second)), nil
-	}
-	if err != nil {
-		return errors.New("not a number of seconds")
-	}
-	*s = seconds(d)
-	return nil
-}
-
 // freezing is what freeze and fsfreeze have in common.
 type freezing struct {
 	nodes   []string
 	all     bool
-	timeout seconds
+	timeout getopt.SignedSeconds
 	lock    string
 	verbose bool
 }
@@ -66,7 +43,7 @@ func (f *freezing) request(action string, spec any, attached bool) (orderRequest
 	case slices.Contains(f.nodes, ""):
 		return orderRequest{}, errors.New("--node: the name of a node is empty")
 	}
-	ms := time.Duration(cmp.Or(f.timeout, seconds(defaultFreeze))).Milliseconds()
+	ms := time.Duration(cmp.Or(f.timeout, getopt.SignedSeconds(defaultFreeze))).Milliseconds()
 	if f.timeout < 0 {
 		ms = -1
 	}
