@@ -3,6 +3,7 @@ package systest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -39,6 +40,14 @@ var endings = []ending{
 	{"lockctl killed", func(_ *site, f *running) (*farm.Node, func(), error) {
 		return nil, func() {}, f.cmd.Process.Kill()
 	}, 0, slack},
+	{"node of lockctl killed", func(s *site, f *running) (*farm.Node, func(), error) {
+		f.by.Kill()
+		return f.by, func() { must(s.t, f.by.Start()) }, nil
+	}, slack, quietTime + slack},
+	{"node cut off", func(s *site, f *running) (*farm.Node, func(), error) {
+		n := f.frozenNode()
+		return n, func() { must(s.t, n.Heal()) }, n.Cut()
+	}, orderGrace + slack, quietTime + slack},
 	{"deadline", func(_ *site, f *running) (*farm.Node, func(), error) {
 		time.Sleep(time.Until(f.began.Add(shortFreeze)))
 		return nil, func() {}, nil
@@ -48,18 +57,22 @@ var endings = []ending{
 		n.Kill()
 		return n, func() { must(s.t, n.Start()) }, nil
 	}, slack, quietTime + slack},
-	{"node of lockctl killed", func(s *site, f *running) (*farm.Node, func(), error) {
-		f.by.Kill()
-		return f.by, func() { must(s.t, f.by.Start()) }, nil
-	}, slack, quietTime + slack},
-	{"node cut off", func(s *site, f *running) (*farm.Node, func(), error) {
-		n := f.frozenNode()
-		return n, func() { must(s.t, n.Heal()) }, n.Cut()
-	}, orderGrace + slack, quietTime + slack},
 }
 
-// shortFreeze is the timeout of freezes in the series.
-const shortFreeze = 3 * time.Second
+const (
+	// usualEndings are the first ones, and the least: see freezesEnv.
+	usualEndings = 3
+	// usualWatch is how long volumes are looked at after a blow in a series that is not
+	// strict.
+	usualWatch = time.Second
+)
+
+// shortFreeze is the timeout of freezes that last until then, and longFreeze that of those
+// that something else has to end.
+const (
+	shortFreeze = 2 * time.Second
+	longFreeze  = 30 * time.Second
+)
 
 // running is a lockctl that freezes, or is about to.
 type running struct {
@@ -76,7 +89,7 @@ func (f *running) frozenNode() *farm.Node { return f.nodes[f.rng.IntN(len(f.node
 // to move in time. The bounds hold on a machine that is not overloaded, so they are judged
 // in long series only, which are run by hand; here nothing may stay frozen.
 func (s *site) brokenOff() {
-	rounds := number(freezesEnv, len(endings))
+	rounds := number(freezesEnv, usualEndings)
 	strict := os.Getenv(freezesEnv) != ""
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -106,13 +119,7 @@ func (s *site) brokenOff() {
 			break
 		}
 	}
-	for _, k := range slices.Sorted(func(yield func(string) bool) {
-		for k := range worst {
-			if !yield(k) {
-				return
-			}
-		}
-	}) {
+	for _, k := range slices.Sorted(maps.Keys(worst)) {
 		s.t.Logf("%-40s at most %v", k, worst[k].Round(time.Millisecond))
 	}
 	s.t.Logf("%d freezes broken off (%v), %d of them when all was frozen; %d volumes late", rounds, count, frozen, late)
@@ -124,7 +131,11 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 	by := s.farm.Nodes[rng.IntN(3)]
 	flag := filepath.Join(s.dir, "frozen")
 	_ = os.Remove(flag)
-	cmd := s.command(by.Name, "fsfreeze", "--timeout", fmt.Sprint(shortFreeze.Seconds()), "--node", all, s.data, "--", "sh", "-c", "echo >"+flag+"; exec sleep 1000")
+	timeout := longFreeze
+	if e.name == "deadline" {
+		timeout = shortFreeze
+	}
+	cmd := s.command(by.Name, "fsfreeze", "--timeout", fmt.Sprint(timeout.Seconds()), "--node", all, s.data, "--", "sh", "-c", "echo >"+flag+"; exec sleep 1000")
 	var said syncBuffer
 	cmd.Stderr = &said
 	f := &running{cmd: cmd, by: by, rng: rng, nodes: s.farm.Nodes[:3]}
@@ -162,6 +173,10 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 		s.t.Fatalf("%s: %v", e.name, err)
 	}
 	took = map[string]time.Duration{}
+	watch := usualWatch
+	if strict {
+		watch = e.others
+	}
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	hit = "nobody"
@@ -173,9 +188,9 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 		all.Go(func() {
 			// A single write may have come before a freeze that is still under way, so it is
 			// the last one that waits which counts.
-			for end := time.Now().Add(e.others); ; time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(watch); ; time.Sleep(20 * time.Millisecond) {
 				began := time.Now()
-				_, err := v.written(shortFreeze + 40*time.Second)
+				_, err := v.written(2 * longFreeze)
 				mu.Lock()
 				if err != nil {
 					s.t.Errorf("%s: %v", e.name, err)
