@@ -27,19 +27,20 @@ const (
 	snapshotDirs = "data/snapshots/*-*-*[0-9]" // TERM-INDEX-TIME; those begun end in .tmp
 )
 
-// name is what the names of locks look like in a log.
-var name = regexp.MustCompile(`l[0-9]`)
+// telling is what a log or a snapshot has that matters most: the names of locks, and what
+// the table is said to be the state after.
+var telling = regexp.MustCompile(`l[0-9]|"Index":[0-9]+`)
 
 // damage is one way to spoil a file. It changes the content, and says where.
 type damage func(rng *rand.Rand, b []byte) ([]byte, string)
 
-// flip flips one bit: anywhere, or in a name of a lock.
+// flip flips one bit: anywhere, or of a digit that matters.
 func flip(rng *rand.Rand, b []byte) ([]byte, string) {
 	at := 0
-	if places := name.FindAllIndex(b, -1); len(places) > 0 && rng.IntN(2) == 0 {
+	if places := telling.FindAllIndex(b, -1); len(places) > 0 && rng.IntN(2) == 0 {
 		at = places[rng.IntN(len(places))][1] - 1
 		b[at] ^= 1 // another digit
-		return b, fmt.Sprintf("a name at byte %d", at)
+		return b, fmt.Sprintf("the digit at byte %d", at)
 	}
 	for range 1000 { // most of a young log is empty
 		if at = rng.IntN(len(b)); b[at] != 0 {
