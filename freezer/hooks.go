@@ -35,8 +35,8 @@ type hooks struct {
 
 const (
 	hooksEnd = ".hooks"
-	// maxHooks bounds the executables of a directory, and what is read of their output.
-	maxHooks      = 100
+	maxHooks = 100 // of a directory
+	// maxHookOutput bounds what is kept of a hook's output, in bytes.
 	maxHookOutput = 4 << 10
 	// hookDelay is how long is waited for the output of a hook that has ended.
 	hookDelay = time.Second
