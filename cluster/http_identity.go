@@ -63,7 +63,7 @@ func (p *webPort) admin(r *http.Request) (by string, err error) {
 func ListenAdmin(path string) (net.Listener, error) {
 	if conn, err := net.Dial("unix", path); err == nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("admin socket %s is in use by another lockerd", path)
+		return nil, fmt.Errorf("admin socket %s is in use by another lockerd: %w", path, syscall.EADDRINUSE)
 	} else if errors.Is(err, syscall.ECONNREFUSED) {
 		if info, err := os.Lstat(path); err != nil || info.Mode().Type() != os.ModeSocket {
 			return nil, fmt.Errorf("%s is there, and no socket", path)

@@ -23,7 +23,7 @@ func environment(a farm.Address, dir string) []string {
 	return append(
 		farm.Environ(),
 		"LOCKERD_HOST="+a.Host, "LOCKERD_PEER="+a.Peer(), "LOCKERD_GOSSIP="+a.Gossip(), "LOCKERD_HTTP="+a.HTTP(),
-		"LOCKERD_DATA_DIR="+dir, "IPCLOCKER_HOST="+a.Host, fmt.Sprint("IPCLOCKER_PORT=", a.Port),
+		"LOCKERD_ADMIN=off", "LOCKERD_DATA_DIR="+dir, "IPCLOCKER_HOST="+a.Host, fmt.Sprint("IPCLOCKER_PORT=", a.Port),
 	)
 }
 
@@ -177,6 +177,10 @@ func TestANodeThatCannotStart(t *testing.T) {
 	must(t, err)
 	defer taken.Close()
 	port := fmt.Sprint(taken.Addr().(*net.TCPAddr).Port)
+	socket := filepath.Join(t.TempDir(), "admin")
+	admin, err := net.Listen("unix", socket)
+	must(t, err)
+	defer admin.Close()
 
 	for _, c := range []struct {
 		name string
@@ -192,6 +196,7 @@ func TestANodeThatCannotStart(t *testing.T) {
 		{"peer port in use", []string{"--peer", taken.Addr().String()}, 98, []string{port, "in use", "give another"}},
 		{"gossip port in use", []string{"--gossip", taken.Addr().String()}, 98, []string{port, "in use", "give another"}},
 		{"HTTP port in use", []string{"--http", taken.Addr().String()}, 98, []string{port, "in use", "give another"}},
+		{"admin socket in use", []string{"--admin", socket}, 98, []string{socket, "in use", "--admin"}},
 		{"address of another host", []string{"--host", "192.0.2.1"}, 0, []string{"192.0.2.1", "--host"}},
 		{"join without a port", []string{"--join", "nowhere"}, 64, []string{"--join nowhere", "host:port"}},
 		{"join with a name that is none", []string{"--join", "no.such.host.invalid:1754"}, 0, []string{"no.such.host.invalid"}},
