@@ -146,6 +146,7 @@ type Stores struct {
 
 const (
 	minHeartbeat = 500 * time.Millisecond
+	minGrace     = 500 * time.Millisecond
 	maxExpect    = 9
 )
 
@@ -194,6 +195,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("config: %d servers expected: a cluster has 1 to %d", c.BootstrapExpect, maxExpect)
 	case c.HeartbeatTimeout < minHeartbeat:
 		return c, fmt.Errorf("config: heartbeat timeout %v is below %v, where a busy machine elects for ever", c.HeartbeatTimeout, minHeartbeat)
+	case c.OrderGrace < minGrace:
+		return c, fmt.Errorf("config: order grace %v is below %v, in which a busy leader does not answer", c.OrderGrace, minGrace)
 	case !c.Agent && c.PeerListener == nil:
 		return c, errors.New("config: a server needs a peer listener")
 	case c.Agent && len(c.Join) == 0 && len(c.Servers) == 0:

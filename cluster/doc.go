@@ -34,8 +34,23 @@
 //     has lost its data is another server than before, though at the same address.
 //   - A server that an operator has removed is not taken back: the table remembers it.
 //     It is told only when Raft's configuration is without it for certain.
+//   - Nothing is frozen for an order before every one of its nodes has reported that it
+//     is ready, and nothing stays frozen for longer than Config.OrderGrace after its end:
+//     a node that has a part asks the leader, which answers by a quorum's word, and
+//     thaws when it has had no answer for that long.
+//   - Who gives orders is known by the kernel's word, and never by the request's own.
 //   - Any error of the disk ends the node: a replica that cannot trust its log
 //     must not vote.
+//
+// # Orders
+//
+// The ledger of orders is in the table, and there it is decided what becomes of them
+// (see fsm). The leader tells each node that has a part what to do, when the table comes
+// to it and again every second until the node has reported it done; an order's state
+// only rises, so that a word which is late or comes twice does no harm. A node carries
+// out its part by its Executor, with a goroutine of its own, and reports to the table
+// like any client. Who has asked follows the order at the replica of the node asked, or,
+// if that is an agent, at the leader's.
 //
 // # Goroutines
 //

@@ -56,7 +56,7 @@ func newOrderFarm(t *testing.T) *orderFarm {
 	})
 	for _, n := range []*Node{server, agent} {
 		s.nodes[n.Name()] = n
-		s.serve(n, filepath.Join(dir, n.Name()))
+		s.serve(n, filepath.Join(dir, n.Name()), func(*http.Server) {})
 	}
 	if err := waitUntil("both are in touch", func() bool {
 		return len(s.nodes["n1"].tableNodes()) == 2
@@ -83,10 +83,11 @@ func (s *orderFarm) exec(name string) *fakeExecutor {
 	return s.execs[name]
 }
 
-func (s *orderFarm) serve(n *Node, path string) {
+func (s *orderFarm) serve(n *Node, path string, configure func(*http.Server)) {
 	s.t.Helper()
 	h := httptest.NewUnstartedServer(nil)
 	h.Config = NewHTTPServer(n, hclog.NewNullLogger())
+	configure(h.Config)
 	h.Start()
 	s.t.Cleanup(h.Close)
 	ln, err := ListenAdmin(path)
@@ -234,6 +235,25 @@ func TestHTTPOrderEndsWithItsConnection(t *testing.T) {
 		for line := events(); !strings.Contains(line, "order-closed"); {
 			line = events()
 		}
+	}
+}
+
+// TestHTTPOrderOutlastsTimeouts: the time-outs for requests and answers are not those of
+// what is attached.
+func TestHTTPOrderOutlastsTimeouts(t *testing.T) {
+	s := newOrderFarm(t)
+	const short = 50 * time.Millisecond
+	s.serve(s.nodes["n1"], filepath.Join(t.TempDir(), "short"), func(h *http.Server) {
+		h.ReadTimeout, h.WriteTimeout = short, short
+	})
+	next := s.order(t.Context(), "n1", `{"action":"freeze","nodes":["n1"],"attached":true}`)
+	o := until(t, next, "frozen")
+	time.Sleep(4 * short) // the time-outs have to pass
+	if _, err := s.nodes["n1"].Thaw(t.Context(), ThawRequest{ID: o.ID}, "ann"); err != nil {
+		t.Fatal(err)
+	}
+	if o := until(t, next, "closed"); o.Reason != "thawed" {
+		t.Errorf("%+v", o)
 	}
 }
 

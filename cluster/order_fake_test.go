@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -20,6 +22,7 @@ type fakeExecutor struct {
 	spans   []*fakeFreeze
 	closed  bool
 	stubbed int // how often a thaw is to fail
+	rng     *rand.Rand
 }
 
 // fakeFreeze is one order at one host.
@@ -55,7 +58,12 @@ func (x *fakeExecutor) hold(step string) (release func()) {
 func (x *fakeExecutor) pass(ctx context.Context, step string) error {
 	x.mu.Lock()
 	gate := x.gates[step]
+	took, err := x.mood(step)
 	x.mu.Unlock()
+	if err != nil || took > 0 {
+		pause(ctx, took)
+		return cmp.Or(err, ctx.Err())
+	}
 	if gate == nil {
 		return nil
 	}
@@ -65,6 +73,21 @@ func (x *fakeExecutor) pass(ctx context.Context, step string) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// mood is how long a step takes, and whether it fails, where that is left to chance.
+func (x *fakeExecutor) mood(step string) (took time.Duration, err error) {
+	if x.rng == nil {
+		return 0, nil
+	}
+	took = time.Duration(x.rng.Int64N(int64(slowestThaw)))
+	if step != "thaw" && x.rng.IntN(10) == 0 {
+		took *= 20
+	}
+	if step != "thaw" && x.rng.IntN(25) == 0 {
+		err = errors.New("no such luck")
+	}
+	return took, err
 }
 
 func (x *fakeExecutor) Prepare(ctx context.Context, t Task) (Prepared, error) {

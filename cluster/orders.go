@@ -16,6 +16,9 @@ import (
 // cannot have it begin one of them again.
 const maxOver = 4096
 
+// maxWords bounds what a node may ask about at once: more than can be open.
+const maxWords = 16 * fsm.MaxOpenOrders
+
 // orders are this node's duties: its parts of the orders in the table.
 //
 // What is to be done is told by whoever learns of it first: the leader, which sends it
@@ -274,7 +277,7 @@ func (n *Node) askOrders(ctx context.Context, list []word) error {
 // standings fills in how orders stand, as the leader. One that is closed, forgotten or
 // without the node is over for it.
 func (n *Node) standings(ctx context.Context, list []word) error {
-	if len(list) > fsm.MaxOpenOrders {
+	if len(list) > maxWords {
 		return fmt.Errorf("%w: %d orders of one node", errPeerGarbage, len(list))
 	}
 	if _, err := n.ownReadIndex(ctx); err != nil {

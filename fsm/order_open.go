@@ -72,7 +72,7 @@ func (m *Machine) orderOpen(ask Ask, c OrderOpen) Result {
 		n += len(o.Parts)
 	}
 	if n > maxOpenParts {
-		return refused("the nodes have too many open orders already")
+		return refused(fmt.Sprintf("the open orders would have %d parts in all; at most %d are allowed", n, maxOpenParts))
 	}
 	m.orders.last++
 	o := &Order{

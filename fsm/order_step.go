@@ -137,13 +137,13 @@ func (l *orders) remember(o *Order) {
 	}
 }
 
-// eachOrder calls f for every order that was open when it was called, and is.
-func (m *Machine) eachOrder(f func(*Order)) {
-	if len(m.orders.open) == 0 {
-		return
+// eachOrder calls f for the open orders that concerns names, by id. f may end others.
+func (m *Machine) eachOrder(concerns func(*Order) bool, f func(*Order)) {
+	if !slices.ContainsFunc(m.orders.open, concerns) {
+		return // nearly always
 	}
 	for _, o := range slices.Clone(m.orders.open) {
-		if now := m.orders.find(o.ID); now != nil {
+		if now := m.orders.find(o.ID); now != nil && concerns(now) {
 			f(now)
 		}
 	}
@@ -151,11 +151,11 @@ func (m *Machine) eachOrder(f func(*Order)) {
 
 // expireOrders ends the orders whose time has come, by id.
 func (m *Machine) expireOrders() {
-	m.eachOrder(func(o *Order) {
+	due := func(o *Order) bool {
 		at, ok := o.Deadline()
-		if !ok || at > m.now {
-			return
-		}
+		return ok && at <= m.now
+	}
+	m.eachOrder(due, func(o *Order) {
 		reason, text := OrderDeadline, ""
 		switch end, timed := expiry(o.Went, o.Timeout); {
 		case o.State == OrderPreparing:
@@ -186,39 +186,39 @@ func (o *Order) missing(state PartState, what string, within Millis) string {
 
 // lockEnded ends the orders that stand under a hold which is over.
 func (m *Machine) lockEnded(f Fence) {
-	m.eachOrder(func(o *Order) {
-		if o.Fence == f && !o.IsOver() {
-			m.endOrder(m.change(o), OrderLock, "", "")
-		}
-	})
+	under := func(o *Order) bool { return o.Fence == f && !o.IsOver() }
+	m.eachOrder(under, func(o *Order) { m.endOrder(m.change(o), OrderLock, "", "") })
 }
 
 // nodeLost ends the orders that need a node which is out of touch, or has gone. What
 // it had frozen counts as frozen until it says otherwise, or is gone.
 func (m *Machine) nodeLost(n Node, reason OrderReason) {
-	m.eachOrder(func(o *Order) {
+	gone := reason == OrderNodeGone
+	needs := func(o *Order) bool {
+		p := o.Part(n.Incarnation)
+		return p != nil && gone && !p.State.final() || !o.IsOver() && (p != nil || o.Requester == n.Incarnation)
+	}
+	m.eachOrder(needs, func(o *Order) {
+		o = m.change(o)
 		i := o.part(n.Incarnation)
-		switch {
-		case i >= 0 && (reason == OrderNodeGone && !o.Parts[i].State.final() || !o.IsOver()):
-			o = m.change(o)
-			if reason == OrderNodeGone && !o.Parts[i].State.final() {
-				p := *o.Parts[i]
-				p.State, p.Cause = PartThawed, ThawGone
-				o.Parts[i] = &p
-			}
-			m.endOrder(o, reason, n.Name, "")
-		case o.Requester == n.Incarnation && !o.IsOver():
-			m.endOrder(m.change(o), OrderRequester, n.Name, "")
+		if i < 0 {
+			m.endOrder(o, OrderRequester, n.Name, "")
+			return
 		}
+		if gone && !o.Parts[i].State.final() {
+			p := *o.Parts[i]
+			p.State, p.Cause = PartThawed, ThawGone
+			o.Parts[i] = &p
+		}
+		m.endOrder(o, reason, n.Name, "")
 	})
 }
 
 // nameLost ends the orders that need a node which another one has succeeded under its
 // name, or which was removed.
 func (m *Machine) nameLost(name string, reason OrderReason) {
-	m.eachOrder(func(o *Order) {
-		if !o.IsOver() && slices.ContainsFunc(o.Parts, func(p *OrderPart) bool { return p.Name == name }) {
-			m.endOrder(m.change(o), reason, name, "")
-		}
-	})
+	needs := func(o *Order) bool {
+		return !o.IsOver() && slices.ContainsFunc(o.Parts, func(p *OrderPart) bool { return p.Name == name })
+	}
+	m.eachOrder(needs, func(o *Order) { m.endOrder(m.change(o), reason, name, "") })
 }
