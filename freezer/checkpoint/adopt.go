@@ -1,9 +1,11 @@
 package checkpoint
 
 import (
+	"context"
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
@@ -120,31 +122,70 @@ func (m *Manifest) leaders(keepGroup, keepSession bool) (all []leader, err error
 	return all, nil
 }
 
-// inUse looks for numbers that a restart needs and that somebody has.
-func (m *Manifest) inUse(leaders []leader) error {
-	busy := func(what string, id int) error {
-		return fail(Temp, syscall.EBUSY, "the %s number %d is in use", what, id)
+// reapTime is how long we wait for somebody to wait for processes that have ended: one
+// that is killed and restarted at once has children that init may not have got to yet.
+const reapTime = 10 * time.Second
+
+// waitFree waits until the numbers that a restart needs are free, or held by somebody
+// who lives.
+func (m *Manifest) waitFree(ctx context.Context, leaders []leader) error {
+	for until := time.Now().Add(reapTime); ; {
+		id, err := m.inUse(leaders)
+		if err == nil || time.Now().After(until) || !onlyEnded(id) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// inUse looks for a number that a restart needs and that somebody has.
+func (m *Manifest) inUse(leaders []leader) (id int, err error) {
+	busy := func(what string) (int, error) {
+		return id, fail(Temp, syscall.EBUSY, "the %s number %d is in use", what, id)
 	}
 	for _, p := range m.Processes {
-		for _, id := range append([]int{p.PID}, p.Threads...) {
+		for _, id = range append([]int{p.PID}, p.Threads...) {
 			if exists(id) {
-				return busy("process", id)
+				return busy("process")
 			}
 			if exists(-id) {
-				return busy("process group", id)
+				return busy("process group")
 			}
 		}
 	}
 	for _, l := range leaders {
-		what := "process group"
-		if l.Session {
-			what = "session"
-		}
-		if exists(l.PID) || exists(-l.PID) {
-			return busy(what, l.PID)
+		if id = l.PID; exists(id) || exists(-id) {
+			if l.Session {
+				return busy("session")
+			}
+			return busy("process group")
 		}
 	}
-	return nil
+	return 0, nil
 }
 
 func exists(id int) bool { return syscall.Kill(id, 0) != syscall.ESRCH }
+
+// onlyEnded says whether all who have a number, as theirs, their group's or their
+// session's, have ended.
+func onlyEnded(id int) bool {
+	all, err := readTable()
+	if err != nil {
+		return false
+	}
+	found := false
+	for _, p := range all {
+		if p.pid != id && p.group != id && p.session != id {
+			continue
+		}
+		if p.state != 'Z' && p.state != 'X' {
+			return false
+		}
+		found = true
+	}
+	return found || !exists(id) && !exists(-id) // or it is that of a thread
+}

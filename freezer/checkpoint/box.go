@@ -24,6 +24,10 @@ const (
 
 // newBox makes a box in a directory, and removes what others have left there.
 func newBox(in string) (*box, error) {
+	in, err := filepath.Abs(in) // CRIU changes its directory
+	if err != nil {
+		return nil, err
+	}
 	sweep(in)
 	for range 3 {
 		dir, err := os.MkdirTemp(in, boxPattern)

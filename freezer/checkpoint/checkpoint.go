@@ -156,7 +156,7 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 		err = k.wait(ctx)
 		ended = err == nil
 	}
-	log := readLog(b.path("dump.log"))
+	log := readLog(b.path(dumpLog))
 	if errors.Is(err, errCRIU) {
 		ended = true
 		return nil, log.judge(fmt.Sprintf("checkpoint %v", o.Target))
@@ -201,7 +201,7 @@ func (o *Order) arguments(b *box, root int) ([]string, error) {
 		timeout = DefaultTimeout
 	}
 	args := []string{
-		"dump", "--tree", strconv.Itoa(root), "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path("dump.log"), "-v2",
+		"dump", "--tree", strconv.Itoa(root), "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path(dumpLog), "-v2",
 		"--timeout", strconv.Itoa(int(math.Ceil(timeout.Seconds()))),
 		"--shell-job",                                             // its session's leader may not be of the tree
 		"--file-locks",                                            // one may be inherited from flock(1)

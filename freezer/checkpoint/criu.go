@@ -36,6 +36,9 @@ type CRIU struct {
 func Find(ctx context.Context) (*CRIU, error) {
 	if path := os.Getenv(CRIUVariable); path != "" {
 		c, err := look(ctx, path)
+		if ctx.Err() != nil {
+			return nil, classed(context.Cause(ctx), "find CRIU")
+		}
 		if err != nil {
 			return nil, noCRIU(fmt.Errorf("%s=%s: %w", CRIUVariable, path, err))
 		}
@@ -57,6 +60,9 @@ func Find(ctx context.Context) (*CRIU, error) {
 		if !errors.Is(err, os.ErrNotExist) {
 			last = fmt.Errorf("%s: %w", path, err)
 		}
+	}
+	if ctx.Err() != nil {
+		return nil, classed(context.Cause(ctx), "find CRIU")
 	}
 	if last == nil {
 		last = fmt.Errorf("there is none in %s, nor in PATH", SystemPrefix)

@@ -19,12 +19,25 @@ type criuLog struct {
 	errors, warnings []string
 }
 
-// readLog reads a log. That there is none is the same as an empty one: CRIU may have
-// failed before it had any.
+// saidEnd is the end of the name of a file, beside the log, for what CRIU says before it
+// has a log.
+const saidEnd = ".stderr"
+
+func saidFile(log string) (*os.File, error) {
+	return os.OpenFile(log+saidEnd, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+}
+
+// readLog reads a log. That there is none is the same as an empty one.
 func readLog(path string) (l criuLog) {
+	l.read(path + saidEnd)
+	l.read(path)
+	return l
+}
+
+func (l *criuLog) read(path string) {
 	f, err := os.Open(path)
 	if err != nil {
-		return l
+		return
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
@@ -37,7 +50,6 @@ func readLog(path string) (l criuLog) {
 			l.warnings = append(l.warnings, m[2])
 		}
 	}
-	return l
 }
 
 // verdict is what a line of CRIU's log means.

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"syscall"
@@ -45,10 +46,17 @@ func classed(err error, doing string) error {
 		return err
 	}
 	errno := syscall.EIO
-	errors.As(err, &errno)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		errno = syscall.ETIMEDOUT
+	case errors.Is(err, context.Canceled):
+		errno = syscall.EINTR
+	default:
+		errors.As(err, &errno)
+	}
 	class := Env
 	switch errno {
-	case syscall.EAGAIN, syscall.EBUSY, syscall.EINTR, syscall.ENOMEM, syscall.EADDRINUSE:
+	case syscall.EAGAIN, syscall.EBUSY, syscall.EINTR, syscall.ENOMEM, syscall.EADDRINUSE, syscall.ETIMEDOUT:
 		class = Temp
 	}
 	return fail(class, errno, "%s: %w", doing, err)

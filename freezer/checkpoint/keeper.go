@@ -36,6 +36,9 @@ echo held 1<>held
 exec flock verdict test -e go
 `
 
+// dumpLog is the name of CRIU's log in the box.
+const dumpLog = "dump.log"
+
 // keeper is a run of CRIU's dump, under a shell that outlives us.
 type keeper struct {
 	cmd      *exec.Cmd
@@ -71,6 +74,12 @@ func startKeeper(b *box, criu string, args []string, hold bool) (k *keeper, err 
 	}
 	k.cmd = exec.Command("/bin/sh", append([]string{"-c", keeperScript, "checkpoint-keeper", b.dir, criu}, args...)...)
 	k.cmd.ExtraFiles = []*os.File{lifeEnd, statusEnd, b.lock}
+	said, err := saidFile(b.path(dumpLog))
+	if err != nil {
+		return nil, err
+	}
+	defer said.Close()
+	k.cmd.Stdout, k.cmd.Stderr = said, said
 	k.cmd.Dir = "/"
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := k.cmd.Start(); err != nil {

@@ -29,7 +29,11 @@ type Plan struct {
 	// Signal is what all processes get before they run on. 0 is none, SIGSTOP leaves
 	// them stopped, SIGCONT has those run that were stopped when checkpointed.
 	Signal syscall.Signal
-	CRIU   *CRIU // nil to find one
+	// OurTime leaves the job in our time namespace, without which CRIU cannot checkpoint
+	// both of us together. Its monotonic clock is then that of the host, which another
+	// boot has set back. See time_namespaces(7).
+	OurTime bool
+	CRIU    *CRIU // nil to find one
 }
 
 // Job is what was restarted.
@@ -117,7 +121,7 @@ func (p *Plan) start(ctx context.Context, b *box, j *Job) error {
 		return err
 	}
 	if !p.NewPIDs {
-		if err := m.inUse(leaders); err != nil {
+		if err := m.waitFree(ctx, leaders); err != nil {
 			return err
 		}
 	}
@@ -130,6 +134,11 @@ func (p *Plan) start(ctx context.Context, b *box, j *Job) error {
 	}
 	if err := editTree(b.images(), m, p.KeepGroups, p.KeepSessions); err != nil {
 		return err
+	}
+	if p.OurTime {
+		if err := os.Remove(filepath.Join(b.images(), "timens-0.img")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	input, err := p.input(m)
 	if err != nil {
@@ -183,7 +192,7 @@ func (p *Plan) order(b *box, m *Manifest, leaders []leader) *restoreOrder {
 		Namespace: p.NewPIDs, Leaders: leaders, CRIU: p.CRIU.Path, Log: b.path("restore.log"), Root: m.Root, Signal: p.Signal,
 		Args: []string{
 			"restore", "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path("restore.log"), "-v2",
-			"--restore-detached", "--restore-sibling", "--shell-job", "--file-locks", "--network-lock", "nftables",
+			"--restore-detached", "--restore-sibling", "--shell-job", "--file-locks",
 		},
 	}
 	switch TCP(m.TCP) {
@@ -215,8 +224,13 @@ func (o *restoreOrder) holds() bool {
 // restore runs CRIU, and then sends the signal. The eldest process becomes our child.
 func (o *restoreOrder) restore(ctx context.Context, input *os.File) error {
 	cmd := exec.CommandContext(ctx, o.CRIU, o.Args...)
-	cmd.Stdin = input
-	err := cmd.Run()
+	said, err := saidFile(o.Log)
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, said, said
+	err = cmd.Run()
 	if err != nil {
 		o.abandon()
 		if ctx.Err() == nil && cmd.ProcessState != nil && cmd.ProcessState.Exited() {

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+const usage = `cr_checkpoint - save running processes in a checkpoint file
+
+Usage: cr_checkpoint [OPTION]... ID
+
+Saves a process and its descendants, from which cr_restart starts them again. They
+stand still only until they have been copied; what follows, to the file on the disk,
+happens behind their backs. If the checkpoint fails, or is killed, they run on, and
+there is no file.
+
+Examples:
+  cr_checkpoint 4711                               to context.4711
+  cr_checkpoint --term -f job.ckpt --zstd 4711     and end it when the file is safe
+  cr_checkpoint --session --backup 4700
+  cr_checkpoint --tcp=close 4711
+  cr_checkpoint --fd 1 4711 | ssh store 'cat >job.ckpt'
+
+Options:
+`
+
+const usageEnd = `
+Where options exclude each other the last one counts. A process has to be
+checkpointed with all its descendants; where a group or session is not that, it is
+refused.
+
+Environment:
+  LOCKERD_CRIU  the program criu (else that of scripts/install-criu, or in PATH)
+  TMPDIR        where there is room for the memory, with --fd; else it is beside FILE
+
+Exit status: 0, or the number of the error (errno(3)):
+   1 EPERM    it takes root
+   3 ESRCH    there is no such process
+  16 EBUSY    it is traced by another program
+  17 EEXIST   FILE is there, with --noclobber
+  22 EINVAL   wrong usage
+  28 ENOSPC   the disk is full
+  95 ENOTSUP  what it uses cannot be checkpointed
+ 107 ENOTCONN it has an open connection
+ 110 ETIME    it did not stand still, or the time is up
+`
+
+// How much is told of CRIU's messages.
+const (
+	kmsgNone = iota
+	kmsgError
+	kmsgWarning
+)
+
+type options struct {
+	order          checkpoint.Order
+	scope          func(int) checkpoint.Target
+	file, dir      string
+	fd             int
+	backup         string
+	timeout        time.Duration
+	tcp            string
+	kmsg           int
+	quiet, verbose bool
+	help, version  bool
+	refused        error // an option that is possible with BLCR only
+}
+
+// setter is an option without a value, or of one that is more than text.
+type setter struct {
+	kind string
+	set  func(text string) error
+}
+
+func (s *setter) String() string        { return "" }
+func (s *setter) Type() string          { return s.kind }
+func (s *setter) Set(text string) error { return s.set(text) }
+
+// switched is for options that take no value.
+func switched(do func()) func(string) error {
+	return func(text string) error {
+		if text != "true" {
+			return errors.New("it takes no value")
+		}
+		do()
+		return nil
+	}
+}
+
+// descriptor is for options that name an open file.
+func descriptor(to *int) func(string) error {
+	return func(text string) error {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return errors.New("it is no file descriptor")
+		}
+		*to = n
+		return nil
+	}
+}
+
+// numbered is the backup that is named after the file.
+const numbered = "*.~N~"
+
+func flags(o *options) *pflag.FlagSet {
+	fs := pflag.NewFlagSet("cr_checkpoint", pflag.ContinueOnError)
+	fs.SortFlags = false
+	with := func(name, short, kind, help string, set func(string) error) *pflag.Flag {
+		return fs.VarPF(&setter{kind, set}, name, short, help)
+	}
+	alone := func(name, short, help string, do func()) {
+		with(name, short, "bool", help, switched(do)).NoOptDefVal = "true"
+	}
+	fs.BoolVarP(&o.help, "help", "?", false, "print this text")
+	fs.BoolVar(&o.version, "version", false, "print the version")
+	fs.BoolVarP(&o.quiet, "quiet", "q", false, "print no errors or warnings")
+	fs.BoolVarP(&o.verbose, "verbose", "v", false, "tell what was saved, and how long it stood still")
+
+	scope := func(to func(int) checkpoint.Target) func() { return func() { o.scope = to } }
+	alone("tree", "T", "ID is a process, saved with all its descendants (default)", scope(checkpoint.Tree))
+	alone("pid", "p", "ID is a process that has no children", scope(checkpoint.Single))
+	alone("process", "", "the same as --pid", scope(checkpoint.Single))
+	alone("pgid", "g", "ID is a process group", scope(checkpoint.Group))
+	alone("group", "", "the same as --pgid", scope(checkpoint.Group))
+	alone("sid", "s", "ID is a session", scope(checkpoint.Session))
+	alone("session", "", "the same as --sid", scope(checkpoint.Session))
+
+	alone("cwd", "c", "save in context.ID in the working directory (default)", func() { o.file = "" })
+	fs.StringVarP(&o.file, "file", "f", "", "save in `FILE`")
+	with("fd", "F", "N", "write to the open file descriptor N, which may be a pipe", descriptor(&o.fd))
+	fs.StringVarP(&o.dir, "dir", "d", "", "save in `DIR`, in a file for each process (not implemented, as in BLCR)")
+
+	policy := func(exclusive bool) func() { return func() { o.order.Exclusive, o.backup = exclusive, "" } }
+	alone("atomic", "", "replace FILE in one step (default)", policy(false))
+	with("backup", "", "NAME", "replace FILE in one step, and keep the old one as NAME, or FILE.~1~ and so on", func(text string) error {
+		o.order.Exclusive, o.backup = false, text
+		return nil
+	}).NoOptDefVal = numbered
+	alone("clobber", "", "the same as --atomic: no half a file is ever seen", policy(false))
+	alone("noclobber", "", "fail if FILE is there", policy(true))
+
+	signal := func(s syscall.Signal) func() { return func() { o.order.Signal = s } }
+	alone("run", "", "let the processes run on (default)", signal(0))
+	with("signal", "S", "NUM", "send all processes the signal NUM when the file is safe", func(text string) error {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 || n > 64 {
+			return errors.New("it is no signal's number")
+		}
+		o.order.Signal = syscall.Signal(n)
+		return nil
+	})
+	alone("stop", "", "leave all processes stopped (SIGSTOP)", signal(syscall.SIGSTOP))
+	alone("term", "", "send all processes SIGTERM when the file is safe", signal(syscall.SIGTERM))
+	alone("abort", "", "send all processes SIGABRT when the file is safe", signal(syscall.SIGABRT))
+	alone("kill", "", "send all processes SIGKILL when the file is safe", signal(syscall.SIGKILL))
+	alone("cont", "", "send all processes SIGCONT, for those that were stopped", signal(syscall.SIGCONT))
+
+	alone("sync", "", "bring the file to the disk (default)", func() { o.order.NoSync = false })
+	alone("nosync", "", "leave that to the kernel: a crash of the host may take it", func() { o.order.NoSync = true })
+	with("time", "t", "SEC", "give up after so many seconds", func(text string) error {
+		f, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(f > 0 && f <= 1e9) {
+			return errors.New("it is no number of seconds")
+		}
+		o.timeout = time.Duration(f * float64(time.Second))
+		return nil
+	})
+	fs.StringVar(&o.tcp, "tcp", "refuse", "what to do with open TCP connections: refuse, restore (they wait meanwhile), or close when restarted; `WHAT`")
+	fs.BoolVar(&o.order.Compress, "zstd", false, "compress the file")
+	fs.BoolVar(&o.order.Incremental, "incremental", false, "save only what has changed since the last checkpoint, where the kernel knows that")
+
+	no := func(what string) func() {
+		return func() { o.refused = wrong("%s", what) }
+	}
+	alone("save-none", "", "save files by their names (default)", func() {})
+	for _, part := range []string{"exe", "private", "shared", "all"} {
+		alone("save-"+part, "", "refused: files are not saved", no("--save-"+part+": CRIU saves files by their names, not what is in them"))
+	}
+	alone("ptraced-error", "", "fail if a process is traced (default)", func() {})
+	for _, name := range []string{"ptraced-allow", "ptraced-skip"} {
+		alone(name, "", "refused", no("--"+name+": Linux lets a process have one tracer, and CRIU has to be it"))
+	}
+	alone("ptracer-error", "", "fail if a process traces another (default)", func() {})
+	alone("ptracer-skip", "", "refused", no("--ptracer-skip: CRIU cannot leave a process out"))
+
+	kmsg := func(v int) func() { return func() { o.kmsg = v } }
+	alone("kmsg-none", "", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))
+	alone("kmsg-error", "", "print CRIU's messages if the checkpoint fails", kmsg(kmsgError))
+	alone("kmsg-warning", "", "print CRIU's messages, also its warnings when it succeeds", kmsg(kmsgWarning))
+	return fs
+}
+
+// parse reads a command line. With an error --quiet is valid as far as it was read.
+func parse(args []string) (*options, error) {
+	o := &options{fd: -1, scope: checkpoint.Tree}
+	fs := flags(o)
+	if err := fs.Parse(args); err != nil {
+		return o, wrong("%s; see --help", err)
+	}
+	words := fs.Args()
+	switch {
+	case o.help || o.version:
+		return o, nil
+	case o.refused != nil:
+		return o, o.refused
+	case fs.Changed("dir"):
+		return o, wrong("--dir is not implemented: a checkpoint is one file")
+	case o.file != "" && fs.Changed("fd"):
+		return o, wrong("--file and --fd are two places, and one is possible")
+	case len(words) != 1:
+		return o, wrong("say which process to checkpoint, and only one; see --help")
+	}
+	id, err := strconv.Atoi(words[0])
+	if err != nil || id <= 0 {
+		return o, wrong("%q is no process number", words[0])
+	}
+	o.order.Target = o.scope(id)
+	switch o.tcp {
+	case "refuse":
+	case "restore", "close":
+		o.order.TCP = checkpoint.TCP(o.tcp)
+	default:
+		return o, wrong("--tcp=%s: it is refuse, restore or close", o.tcp)
+	}
+	if o.timeout > 0 {
+		o.order.Timeout = o.timeout
+	}
+	if !fs.Changed("fd") {
+		o.order.File = o.file
+		if o.file == "" {
+			o.order.File = "context." + words[0]
+		}
+		return o, nil
+	}
+	if _, err := unix.FcntlInt(uintptr(o.fd), unix.F_GETFD, 0); err != nil {
+		return o, wrong("file descriptor %d: %w", o.fd, err)
+	}
+	unix.CloseOnExec(o.fd)
+	o.order.Writer = os.NewFile(uintptr(o.fd), "fd "+strconv.Itoa(o.fd))
+	return o, nil
+}
+
+// backupName is the name for the old file.
+func backupName(file, name string) (string, error) {
+	if name != numbered {
+		return name, nil
+	}
+	for n := 1; n < 1e6; n++ {
+		name := fmt.Sprintf("%s.~%d~", file, n)
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+			return name, nil
+		}
+	}
+	return "", wrong("there are too many backups of %s", file)
+}
+
+func wrong(format string, args ...any) error {
+	errno := syscall.EINVAL
+	err := fmt.Errorf(format, args...)
+	errors.As(err, &errno)
+	return checkpoint.NewError(checkpoint.Args, errno, err)
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+func TestMain(m *testing.M) {
+	checkpoint.AtStage()
+	testscript.Main(m, map[string]func(){"cr_restart": main, "save": save, "inspect": inspect, "alone": alone})
+}
+
+// TestScripts runs testdata/*.txtar. What is in works.txtar takes root and CRIU, and fails
+// without them only if LOCKERD_REQUIRE_CRIU is set.
+func TestScripts(t *testing.T) {
+	_, missing := checkpoint.Find(t.Context())
+	if os.Geteuid() != 0 {
+		missing = errors.New("it takes root to restart processes")
+	}
+	if missing != nil && os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
+		t.Fatal(missing)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("LOCKERD_CRIU", os.Getenv("LOCKERD_CRIU"))
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "criu" {
+				return missing == nil, nil
+			}
+			return false, errors.New("unknown condition " + cond)
+		},
+	})
+}
+
+// save is save PID FILE: it checkpoints and ends a tree.
+func save() {
+	pid, err := strconv.Atoi(os.Args[1])
+	if err == nil {
+		_, err = checkpoint.Checkpoint(context.Background(),
+			checkpoint.Order{Target: checkpoint.Tree(pid), File: os.Args[2], Signal: syscall.SIGKILL, NoSync: true})
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// inspect is inspect FILE: it names the processes in it.
+func inspect() {
+	f, err := os.Open(os.Args[1])
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	m, err := checkpoint.Inspect(f, true)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	for _, p := range m.Processes {
+		fmt.Println(p.Command)
+	}
+}
+
+// alone is alone COMMAND...: its orphans are its children, and when the command has ended
+// it kills and reaps them, so that their numbers are free.
+func alone() {
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	pid, err := syscall.ForkExec("/bin/sh", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	code, ended := 0, false
+	for {
+		var status syscall.WaitStatus
+		got, err := syscall.Wait4(-1, &status, 0, nil)
+		if err == syscall.ECHILD {
+			os.Exit(code)
+		}
+		if err == nil && got == pid {
+			code, ended = status.ExitStatus(), true
+		}
+		if ended {
+			killChildren()
+		}
+	}
+}
+
+func killChildren() {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+	for word := range strings.FieldsSeq(string(text)) {
+		if pid, err := strconv.Atoi(word); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
