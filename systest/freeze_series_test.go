@@ -177,14 +177,15 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 	if strict {
 		watch = e.others
 	}
+	type wait struct {
+		who       string
+		long, end time.Duration // the latter since the blow
+	}
+	var waits []wait
+	var slow time.Duration // the longest wait where nothing was ever frozen
 	var all sync.WaitGroup
 	var mu sync.Mutex
-	hit = "nobody"
-	for i, v := range s.volumes {
-		who := "others"
-		if s.farm.Nodes[i] == struck {
-			who, hit = "struck", struck.Name
-		}
+	look := func(v *volume, note func(wait)) {
 		all.Go(func() {
 			// A single write may have come before a freeze that is still under way, so it is
 			// the last one that waits which counts.
@@ -192,12 +193,9 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 				began := time.Now()
 				_, err := v.written(2 * longFreeze)
 				mu.Lock()
+				note(wait{long: time.Since(began), end: time.Since(blow)})
 				if err != nil {
 					s.t.Errorf("%s: %v", e.name, err)
-				}
-				// A write may be slow where nothing is frozen.
-				if waited := time.Since(began); waited > looks {
-					took[who] = max(took[who], time.Since(blow))
 				}
 				mu.Unlock()
 				if err != nil || time.Now().After(end) {
@@ -206,7 +204,24 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 			}
 		})
 	}
+	hit = "nobody"
+	for i, v := range s.volumes {
+		who := "others"
+		if s.farm.Nodes[i] == struck {
+			who, hit = "struck", struck.Name
+		}
+		look(v, func(w wait) {
+			w.who = who
+			waits = append(waits, w)
+		})
+	}
+	look(s.kept, func(w wait) { slow = max(slow, w.long) })
 	all.Wait()
+	for _, w := range waits {
+		if w.long > looks+slow {
+			took[w.who] = max(took[w.who], w.end)
+		}
+	}
 	heal()
 	if e.name != "lockctl killed" {
 		select {
