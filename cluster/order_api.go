@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -200,7 +201,7 @@ func (n *Node) Orders(ctx context.Context, all bool) ([]OrderInfo, error) {
 	if all {
 		open = append(open, closed...)
 	}
-	slices.SortFunc(open, func(a, b *fsm.Order) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(open, func(a, b *fsm.Order) int { return cmp.Compare(a.ID, b.ID) })
 	for _, o := range open {
 		list = append(list, orderInfo(o))
 	}

@@ -137,6 +137,7 @@ func FuzzDecodeProposal(f *testing.F) {
 func FuzzDecodeResult(f *testing.F) {
 	f.Add(AppendResult(nil, fullResult()))
 	f.Add(AppendResult(nil, Result{}))
+	f.Add(AppendResult(nil, Result{Order: 300}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, rest, err := DecodeResult(b)
 		if err != nil {
@@ -152,6 +153,7 @@ func FuzzDecodeResult(f *testing.F) {
 func FuzzDecodeEvent(f *testing.F) {
 	f.Add(AppendEvent(nil, fullEvent()))
 	f.Add(AppendEvent(nil, Event{Kind: EventQueued}))
+	f.Add(AppendEvent(nil, fullOrderEvent(f)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, rest, err := DecodeEvent(b)
 		if err != nil {
@@ -171,6 +173,8 @@ func FuzzRestore(f *testing.F) {
 		b := encode(f, m)
 		f.Add(b[:len(b)-4])
 	}
+	b := encode(f, ordered(f))
+	f.Add(b[:len(b)-4])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := seal(body)
 		m, err := Restore(b)

@@ -11,7 +11,7 @@ import (
 )
 
 // ordered returns a table with an order in every state.
-func ordered(t *testing.T) *Machine {
+func ordered(t testing.TB) *Machine {
 	t.Helper()
 	m := New()
 	for i := range 3 {
@@ -54,7 +54,7 @@ func ordered(t *testing.T) *Machine {
 	return m
 }
 
-func fullOrderEvent(t *testing.T) Event {
+func fullOrderEvent(t testing.TB) Event {
 	o := ordered(t).Order(2)
 	return Event{Kind: EventOrderFreezing, By: o.By, At: 7, Order: o.For(2)}
 }
