@@ -203,13 +203,15 @@ func (o *Order) arguments(b *box, root int) ([]string, error) {
 	args := []string{
 		"dump", "--tree", strconv.Itoa(root), "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path(dumpLog), "-v2",
 		"--timeout", strconv.Itoa(int(math.Ceil(timeout.Seconds()))),
-		"--shell-job",                                             // its session's leader may not be of the tree
-		"--file-locks",                                            // one may be inherited from flock(1)
-		"--ghost-limit", ghostLimit, "--network-lock", "nftables", // needs no program
+		"--shell-job",  // its session's leader may not be of the tree
+		"--file-locks", // one may be inherited from flock(1)
+		"--ghost-limit", ghostLimit,
 	}
 	switch o.TCP {
 	case TCPRestore:
-		args = append(args, "--tcp-established")
+		// This lock needs no program, but the kernel's time while the processes stand
+		// still, so it is not for those that have no connection.
+		args = append(args, "--tcp-established", "--network-lock", "nftables")
 	case TCPClose:
 		args = append(args, "--tcp-close")
 	}
