@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/hashicorp/raft"
@@ -71,23 +70,27 @@ func (s logSpans) readable(log raft.LogStore) error {
 }
 
 // startIndex is the index of the snapshot that Raft will start from: the newest that
-// is whole. It is 0 where there has not been any.
-func startIndex(snaps raft.SnapshotStore) (uint64, error) {
+// is whole. It is 0 where there has not been any. spoiled says what is wrong with a newer
+// one: then the log may well lack what that one held.
+func startIndex(snaps raft.SnapshotStore) (index uint64, spoiled, err error) {
 	all, err := snaps.List()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	// Newest first is how Raft tries them; its order is by term, then index.
-	for _, meta := range all {
-		_, r, err := snaps.Open(meta.ID)
+	for _, listed := range all {
+		meta, r, err := snaps.Open(listed.ID)
 		if err == nil {
-			return meta.Index, r.Close()
+			return meta.Index, spoiled, r.Close()
+		}
+		if spoiled == nil {
+			spoiled = fmt.Errorf("%s: %w", listed.ID, err)
 		}
 	}
 	if len(all) > 0 {
-		return 0, errors.New("no snapshot is whole")
+		return 0, nil, fmt.Errorf("no snapshot is whole: %w", spoiled)
 	}
-	return 0, nil
+	return 0, nil, nil
 }
 
 // followingLog is a log that never holds a gap. When the entry behind a snapshot that

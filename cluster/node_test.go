@@ -178,7 +178,7 @@ func TestForeignAndDamagedDataDirectories(t *testing.T) {
 		}, "written by an older lockerd"},
 		{"garbage for a log", func(dir string) error {
 			return errors.Join(
-				os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":2,"id":"x"}`), 0o600),
+				os.WriteFile(filepath.Join(dir, identityFile), []byte(`{"version":3,"id":"x"}`), 0o600),
 				os.WriteFile(filepath.Join(dir, logFile), []byte(strings.Repeat("garbage ", 4096)), 0o600))
 		}, "is damaged"},
 	}

@@ -23,7 +23,7 @@ const (
 	agentFile       = "agent.json"
 	logFile         = "raft.db"
 	snapshotDir     = "snapshots" // the name is Raft's
-	identityVersion = 2           // 1 was before the log had checksums
+	identityVersion = 3           // 1 was before the log had checksums, 2 before snapshots had
 
 	snapshotsRetained = 3
 	logCacheEntries   = 512
@@ -79,7 +79,7 @@ func openIdentity(dir string) (*identity, error) {
 		return nil, fmt.Errorf("%s was written by a newer lockerd (format %d, this one knows %d): upgrade this node", path, id.Version, identityVersion)
 	}
 	if id.Version < identityVersion {
-		return nil, fmt.Errorf("%s was written by an older lockerd, whose log has no checksums (format %d, this one needs %d): move %s away and let the node join as a new one", path, id.Version, identityVersion, dir)
+		return nil, fmt.Errorf("%s was written by an older lockerd, without the checksums of today (format %d, this one needs %d): move %s away and let the node join as a new one", path, id.Version, identityVersion, dir)
 	}
 	if id.Removed {
 		return nil, removedFrom(dir)
@@ -206,15 +206,19 @@ func openStores(dir, id string, log hclog.Logger) (s *Stores, closeStores func()
 	if err := errors.Join(spans.readable(checked), checked.stableSound()); err != nil {
 		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
 	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsRetained, log.Named("snapshot"))
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsRetained, log.Named("snapshot"))
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("open snapshots: %w", err), bolt.Close())
 	}
-	start, err := startIndex(snaps)
+	snaps := &checkedSnapshots{files, filepath.Join(dir, snapshotDir)}
+	start, spoiled, err := startIndex(snaps)
 	if err != nil {
 		return nil, nil, errors.Join(damagedLog(filepath.Join(dir, snapshotDir), err), bolt.Close())
 	}
 	if err := spans.whole(start); err != nil {
+		if spoiled != nil {
+			return nil, nil, errors.Join(damagedLog(filepath.Join(dir, snapshotDir), spoiled), bolt.Close())
+		}
 		return nil, nil, errors.Join(damagedLog(path, err), bolt.Close())
 	}
 	return &Stores{Log: checked, Stable: checked, Snapshot: snaps, ID: id}, bolt.Close, nil
