@@ -187,7 +187,7 @@ func TestALogWithAGapBelowItsSnapshotIsSound(t *testing.T) {
 		}
 	}
 	must(os.WriteFile(states[0], []byte("tablf"), 0o600))
-	refused(snapshotDir + " is damaged (no snapshot is whole)")
+	refused(snapshotDir + " is damaged (no snapshot is whole: ")
 	must(os.RemoveAll(filepath.Dir(states[0])))
 	refused("entry 21 is missing: there is no snapshot")
 }
