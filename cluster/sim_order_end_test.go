@@ -95,7 +95,7 @@ func TestOrderDeadline(t *testing.T) {
 		}
 		// A node that never says that it is ready.
 		release := s.execs["n2"].hold("prepare")
-		s.closed(n, s.open(n, r), fsm.OrderFailed, "not ready within 30 s: n2")
+		s.closed(n, s.open(n, r), fsm.OrderFailed, "not ready within 60 s: n2")
 		release()
 	})
 }

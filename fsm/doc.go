@@ -107,7 +107,7 @@
 // then what had frozen it has gone with it.
 //
 // Its time is counted from the step in which all were ready. To be ready is a matter of
-// 30 s, and to be frozen then of 60 s more. A hold with ReleaseLock ends in the step in
+// 60 s, and to be frozen then of 60 s more. A hold with ReleaseLock ends in the step in
 // which its order is closed, and not before. The last 100 closed orders are remembered,
 // for people, and so that an [OrderOpen] which is repeated opens no other.
 //

@@ -22,7 +22,7 @@ const (
 	maxOpenParts   = 16_384 // of all open orders
 	maxClosedParts = 8_192  // of all that are remembered, but for the last one
 
-	orderPrepare = Millis(30_000) // for all nodes to be ready
+	orderPrepare = Millis(60_000) // for all nodes to be ready; longer than a hook may take there, so that it is told which
 	orderFreeze  = Millis(60_000) // and then, to be frozen
 )
 

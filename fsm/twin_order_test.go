@@ -155,8 +155,8 @@ func (t *twin) dueOrders() {
 		after := func(from, span Millis) bool { return t.now > from+span }
 		timed := o.Timeout != 0 && after(o.Went, o.Timeout)
 		switch {
-		case o.State == OrderPreparing && after(o.Opened, 30_000):
-			t.endOrder(o, OrderFailed, "", o.missing(PartReady, "not ready", 30_000))
+		case o.State == OrderPreparing && after(o.Opened, 60_000):
+			t.endOrder(o, OrderFailed, "", o.missing(PartReady, "not ready", 60_000))
 		case o.State == OrderPreparing:
 		case timed:
 			t.endOrder(o, OrderDeadline, "", "")
