@@ -37,7 +37,8 @@
 //   - Nothing is frozen for an order before every one of its nodes has reported that it
 //     is ready, and nothing stays frozen for longer than Config.OrderGrace after its end:
 //     a node that has a part asks the leader, which answers by a quorum's word, and
-//     thaws when it has had no answer for that long.
+//     thaws when it has had no answer for that long. If it hangs, what it has frozen it
+//     with thaws after twice that: Task.Lease.
 //   - Who gives orders is known by the kernel's word, and never by the request's own.
 //   - Any error of the disk ends the node: a replica that cannot trust its log
 //     must not vote.

@@ -30,6 +30,7 @@ type duty struct {
 	// Guarded by orders.mu.
 	cause  fsm.ThawCause // of over
 	reason string        // why the order has ended, as far as it is known
+	leased Prepared      // whose guard waits for renewals; nil for none
 
 	mu   sync.Mutex
 	next *fsm.OrderReport // what the table is to know; later ones say all that earlier ones do
@@ -39,11 +40,45 @@ type duty struct {
 func newDuty(s *orders, o *fsm.Order, inc fsm.Incarnation) *duty {
 	d := &duty{
 		orders: s, order: o.ID, inc: inc,
-		task:   Task{Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, Timeout: timeoutOf(o.Timeout), By: o.By},
+		task: Task{
+			Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, By: o.By,
+			Timeout: timeoutOf(o.Timeout), Lease: leasePerGrace * s.node.cfg.OrderGrace,
+		},
 		freeze: make(chan struct{}), over: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	d.ctx, d.cancel = context.WithCancel(s.node.ctx)
 	return d
+}
+
+// leasePerGrace is how many times Config.OrderGrace a guard goes without a renewal. The
+// node thaws after one by itself, so what makes the guard do it is a node that hangs.
+const leasePerGrace = 2
+
+// renew tells the guards that the leader has been met by a question asked at a time. An
+// answer that has lain here for longer than the grace, as when this process was
+// stopped, says nothing about now.
+func (s *orders) renew(asked time.Time) {
+	if time.Since(asked) > s.node.cfg.OrderGrace {
+		return
+	}
+	var leased []Prepared
+	s.mu.Lock()
+	for _, d := range s.duties {
+		if d.leased != nil {
+			leased = append(leased, d.leased)
+		}
+	}
+	s.mu.Unlock()
+	for _, p := range leased {
+		p.Renew()
+	}
+}
+
+// lease has renewals go to what the duty has prepared.
+func (d *duty) lease(prepared Prepared) {
+	d.orders.mu.Lock()
+	defer d.orders.mu.Unlock()
+	d.leased = prepared
 }
 
 // timeoutOf is the time after which the node's guard thaws.
@@ -111,6 +146,7 @@ func (d *duty) run() {
 		d.say(fsm.OrderReport{State: fsm.PartFailed, Text: err.Error()})
 		return
 	}
+	d.lease(prepared)
 	d.say(fsm.OrderReport{State: fsm.PartReady})
 	if d.awaitGo(prepared) {
 		began := time.Now()
@@ -140,20 +176,21 @@ func (d *duty) run() {
 
 // thaw undoes it, or learns why it is undone, and reports that.
 func (d *duty) thaw(prepared Prepared) {
-	var r fsm.OrderReport
+	own := true // it has ended by itself
 	select {
-	case <-prepared.Done(): // by itself
-		r = fsm.OrderReport{State: fsm.PartThawed, Cause: causeOf(prepared.Cause())}
+	case <-prepared.Done():
+	default:
+		// By itself too if that was shortly before: then what was done under it has not been
+		// frozen for all that time.
+		own = d.undo(prepared) && causeOf(prepared.Cause()) != fsm.ThawAsked
+	}
+	cause, reason := d.ended()
+	r := fsm.OrderReport{State: fsm.PartThawed, Cause: cause}
+	if own {
+		r.Cause = causeOf(prepared.Cause())
 		if err := prepared.Err(); err != nil {
 			r.Text = err.Error()
 		}
-	default:
-		d.undo(prepared)
-		r.State = fsm.PartThawed
-	}
-	cause, reason := d.ended()
-	if r.Cause == fsm.ThawNone {
-		r.Cause = cause
 	}
 	d.orders.node.log.Info("order undone", "order", d.order, "action", d.task.Action, "by", d.task.By, "cause", r.Cause, "reason", reason)
 	d.say(r)
@@ -166,6 +203,8 @@ func causeOf(s string) fsm.ThawCause {
 		return fsm.ThawDeadline
 	case "asked":
 		return fsm.ThawAsked
+	case "quorum":
+		return fsm.ThawQuorum
 	}
 	return fsm.ThawGuard
 }
@@ -201,20 +240,20 @@ func (d *duty) awaitGo(prepared Prepared) bool {
 }
 
 // undo thaws for certain: what does not go at once is tried again for as long as the
-// node runs. After that it is the guard's.
-func (d *duty) undo(prepared Prepared) {
+// node runs. After that it is the guard's. It says whether it went at once.
+func (d *duty) undo(prepared Prepared) (once bool) {
 	n := d.orders.node
-	for {
+	for once = true; ; once = false {
 		err := prepared.Thaw()
 		if err == nil {
-			return
+			return once
 		}
 		n.log.Error("not thawed yet", "order", d.order, "error", err)
 		select {
 		case <-prepared.Done():
-			return
+			return false
 		case <-n.ctx.Done():
-			return
+			return false
 		case <-time.After(thawAgain):
 		}
 	}

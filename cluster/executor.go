@@ -22,6 +22,7 @@ type Task struct {
 	Action  string        // freeze or fsfreeze
 	Spec    []byte        // JSON, which the executor alone reads
 	Timeout time.Duration // from Freeze on; negative: none
+	Lease   time.Duration // how long it stays frozen without a Renew, whatever this process does
 	By      string        // who asked, for logs
 }
 
@@ -32,17 +33,22 @@ type Prepared interface {
 	// error nothing is frozen.
 	Freeze(ctx context.Context) (text string, err error)
 
+	// Renew says that the leader has been met. It does not wait, and may be called at any
+	// time.
+	Renew()
+
 	// Thaw undoes it, and returns when it is undone. It may be called at any time,
 	// and again.
 	Thaw() error
 
 	// Done is closed when it is undone, or has failed to freeze, whoever did it: after
-	// Thaw, at its deadline, or because its guard was lost.
+	// Thaw, at its deadline, because its lease has run out, or because its guard was lost.
 	Done() <-chan struct{}
 
 	// Err is nil until Done is closed; then it may say more than Cause.
 	Err() error
 
-	// Cause says, once Done is closed, why: "asked", "deadline" or "guard".
+	// Cause says, once Done is closed, why: "asked", "deadline", "quorum" if it was the
+	// lease, or "guard".
 	Cause() string
 }

@@ -35,6 +35,8 @@ type fakeFreeze struct {
 	cause    string
 	done     chan struct{}
 	timer    *time.Timer
+	renewed  time.Time // last, since it is frozen
+	lease    *time.Timer
 }
 
 func newFakeExecutor(name string) *fakeExecutor {
@@ -130,10 +132,21 @@ func (f *fakeFreeze) Freeze(ctx context.Context) (string, error) {
 		return "", errors.New("thawed already")
 	}
 	f.frozen = time.Now()
+	f.renewed = f.frozen
+	f.lease = time.AfterFunc(f.task.Lease, func() { f.undo("quorum") })
 	if f.task.Timeout > 0 {
 		f.timer = time.AfterFunc(f.task.Timeout, func() { f.undo("deadline") })
 	}
 	return "3 processes", nil
+}
+
+func (f *fakeFreeze) Renew() {
+	f.exec.mu.Lock()
+	defer f.exec.mu.Unlock()
+	if f.cause == "" && f.lease != nil {
+		f.renewed = time.Now()
+		f.lease.Reset(f.task.Lease)
+	}
 }
 
 func (f *fakeFreeze) Thaw() error {
@@ -160,6 +173,9 @@ func (f *fakeFreeze) undo(cause string) {
 	f.cause, f.thawed = cause, time.Now()
 	if f.timer != nil {
 		f.timer.Stop()
+	}
+	if f.lease != nil {
+		f.lease.Stop()
 	}
 	close(f.done)
 }

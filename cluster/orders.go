@@ -184,6 +184,7 @@ func (s *orders) watch() {
 		rest := grace / 4
 		if err == nil {
 			s.touched(asked, list)
+			s.renew(asked)
 		} else {
 			left := time.Until(last.Add(grace))
 			if left <= 0 {

@@ -281,3 +281,46 @@ func TestOrdersAreQuiet(t *testing.T) {
 		})
 	})
 }
+
+// TestOrderLease looks at what keeps a guard from thawing: renewals come as long as the
+// node is in touch, and when it is cut off no more do. If it then hangs, the guard thaws.
+func TestOrderLease(t *testing.T) {
+	for _, role := range []string{"agent", "leader"} {
+		t.Run(role, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newOrderSim(t, 3, 1)
+				defer s.close()
+				n := map[string]*Node{"agent": s.nodes["agent1"], "leader": s.leader()}[role]
+				x, grace := s.execs[n.Name()], n.cfg.OrderGrace
+				id := s.open(s.follower(), OrderRequest{Action: "freeze", All: true, TimeoutMS: -1})
+				s.reach(s.follower(), id, fsm.OrderFrozen)
+				for range 10 {
+					time.Sleep(grace)
+					f := x.freezes()[0]
+					if since := time.Since(f.renewed); !x.isFrozen() || since > grace/2 {
+						t.Fatalf("in touch: frozen is %v, renewed %v ago, cause %q", x.isFrozen(), since, f.cause)
+					}
+				}
+				release := x.hold("thaw") // the node would do it itself
+				from := time.Now()
+				s.net.Isolate(s.addr(n.Name()))
+				s.until("the guard to thaw", func() bool { return !x.isFrozen() })
+				f := x.freezes()[0]
+				if f.cause != "quorum" || f.renewed.After(from.Add(10*time.Millisecond)) {
+					t.Errorf("thawed because of %q, renewed %v after the cut", f.cause, f.renewed.Sub(from))
+				}
+				if took := f.thawed.Sub(from); took <= grace || took > f.task.Lease+10*time.Millisecond {
+					t.Errorf("thawed after %v", took)
+				}
+				release()
+				s.net.Heal()
+				o := s.reach(s.nodes["agent1"], id, fsm.OrderClosed)
+				for _, p := range o.Nodes {
+					if p.Node == n.Name() && p.Cause != "quorum" && p.Cause != "gone" {
+						t.Errorf("%+v", p)
+					}
+				}
+			})
+		})
+	}
+}

@@ -49,7 +49,9 @@
 // ([Start]): this program once more, locked in memory, in its own session. It arms its
 // timer and opens all that it needs before the first signal. It thaws when the requester
 // says so ([Guard.Thaw]), when the time is up, and when the requester's socket closes,
-// which it does with the last of the requester. A detached freeze outlives the
+// which it does with the last of the requester. One that is stopped, or hangs, leaves its
+// socket open: for an order with a Lease the guard thaws as well when the requester has
+// been silent for that long ([Guard.Renew]). A detached freeze outlives the
 // requester, up to its deadline; [List] finds it, and [Adopt] gets hold of it.
 //
 // A guard keeps a journal in memory (tmpfs), where each line is written before what it

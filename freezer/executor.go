@@ -166,13 +166,17 @@ var errExecutorClosed = errors.New("the executor is shutting down")
 // Prepare gets ready to carry out an order: a guard has opened all that it is for, the
 // hooks have run, and what can be refused has been. Nothing is frozen before
 // [Prepared.Freeze]; whoever does not call that calls Thaw. timeout counts from
-// Freeze on; less than 0 is for ever, and 0 DefaultTimeout.
-func (x *Executor) Prepare(ctx context.Context, order uint64, action string, spec []byte, timeout time.Duration) (*Prepared, error) {
+// Freeze on; less than 0 is for ever, and 0 DefaultTimeout. lease is how long the guard
+// then goes without a [Prepared.Renew]; 0 is for ever.
+func (x *Executor) Prepare(ctx context.Context, order uint64, action string, spec []byte, timeout, lease time.Duration) (*Prepared, error) {
 	o, err := x.read(action, spec)
 	if err != nil {
 		return nil, err
 	}
-	o.Timeout = timeout
+	o.Timeout, o.Lease = timeout, lease
+	if err := o.Validate(); err != nil {
+		return nil, err // before a guard is started for it
+	}
 	o.Protect = append(openForWriting(), x.config.Protect...)
 	if o.Except, err = x.except(&o); err != nil {
 		return nil, err

@@ -67,7 +67,7 @@ func treeSpec(pid int) string {
 // ordered prepares and freezes, or fails the test.
 func ordered(tb testing.TB, x *Executor, action, spec string, timeout time.Duration) (*Prepared, string) {
 	tb.Helper()
-	p, err := x.Prepare(tb.Context(), 7, action, []byte(spec), timeout)
+	p, err := x.Prepare(tb.Context(), 7, action, []byte(spec), timeout, 0)
 	if err != nil {
 		tb.Fatalf("prepare %s: %v", spec, err)
 	}
@@ -136,7 +136,7 @@ func TestExecutorRefuses(t *testing.T) {
 		{x, ActionFSFreeze, fsSpec(point, held), ErrAlreadyFrozen},
 		{x, ActionFSFreeze, fsSpec(point, byOthers), ErrAlreadyFrozen},
 	} {
-		p, err := c.x.Prepare(t.Context(), 1, c.action, []byte(c.spec), time.Minute)
+		p, err := c.x.Prepare(t.Context(), 1, c.action, []byte(c.spec), time.Minute, 0)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s %.60s: %v, want %v", c.action, c.spec, err, c.want)
 		}
@@ -160,7 +160,7 @@ func TestExecutorOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := x.Prepare(t.Context(), 1, ActionFreeze, nil, 0); !errors.Is(err, ErrOff) || !strings.Contains(err.Error(), "--executors procs") {
+	if _, err := x.Prepare(t.Context(), 1, ActionFreeze, nil, 0, 0); !errors.Is(err, ErrOff) || !strings.Contains(err.Error(), "--executors procs") {
 		t.Error(err)
 	}
 	if err := x.Close(); err != nil {
@@ -239,7 +239,7 @@ func TestExecutorEnds(t *testing.T) {
 			t.Errorf("%s: thaw again: %v", c.name, err)
 		}
 	}
-	if _, err := x.Prepare(t.Context(), 9, ActionFSFreeze, []byte(fsSpec(point)), 0); !errors.Is(err, errExecutorClosed) {
+	if _, err := x.Prepare(t.Context(), 9, ActionFSFreeze, []byte(fsSpec(point)), 0, 0); !errors.Is(err, errExecutorClosed) {
 		t.Error("after the end:", err)
 	}
 	cleanRun(t)
@@ -284,7 +284,7 @@ func TestExecutorPrepares(t *testing.T) {
 		{ActionFSFreeze, fsSpec(point)},
 		{ActionFreeze, treeSpec(v.pid())},
 	} {
-		p, err := x.Prepare(t.Context(), 1, spec.action, []byte(spec.text), 50*time.Millisecond)
+		p, err := x.Prepare(t.Context(), 1, spec.action, []byte(spec.text), 50*time.Millisecond, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -303,7 +303,7 @@ func TestExecutorPrepares(t *testing.T) {
 		if err := errors.Join(p.Thaw(), other.Thaw()); err != nil {
 			t.Error(err)
 		}
-		p, err = x.Prepare(t.Context(), 2, spec.action, []byte(spec.text), 0)
+		p, err = x.Prepare(t.Context(), 2, spec.action, []byte(spec.text), 0, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +315,7 @@ func TestExecutorPrepares(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := x.Prepare(ctx, 3, spec.action, []byte(spec.text), 0); !errors.Is(err, context.Canceled) {
+		if _, err := x.Prepare(ctx, 3, spec.action, []byte(spec.text), 0, 0); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 	}
@@ -328,7 +328,7 @@ func TestExecutorKnowsWhoWasNamed(t *testing.T) {
 	needIsolation(t)
 	v := act(t, "sleepers 0")
 	x, _ := newExecutor(t, nil)
-	p, err := x.Prepare(t.Context(), 1, ActionFreeze, []byte(treeSpec(v.pid())), 0)
+	p, err := x.Prepare(t.Context(), 1, ActionFreeze, []byte(treeSpec(v.pid())), 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +360,7 @@ func TestExecutorMachine(t *testing.T) {
 	}
 	reader := begin(t, exec.Command("sh", "-c", "echo ready; exec cat <"+pipe))
 	x, _ := newExecutor(t, func(c *ExecutorConfig) { c.Except = func() []int { return []int{excepted.pid()} } })
-	waiting, err := x.Prepare(t.Context(), 1, ActionFreeze, []byte(treeSpec(v.pid())), 0)
+	waiting, err := x.Prepare(t.Context(), 1, ActionFreeze, []byte(treeSpec(v.pid())), 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,9 @@ var (
 	ErrGuardLost = errors.New("the guard was killed")
 	// ErrDeadline is returned when the guard has thawed because the time was up.
 	ErrDeadline = errors.New("thawed because the time was up")
+	// ErrLease is returned when the guard has thawed because it has not heard from the
+	// requester for as long as the order's Lease.
+	ErrLease = errors.New("thawed because the requester was silent")
 	// ErrThawed is returned when the freeze has ended before, for another reason.
 	ErrThawed = errors.New("already thawed")
 	// ErrNotThawed is returned when something could not be thawed. The journal stays,
@@ -49,6 +52,7 @@ var codes = map[string]error{
 	"restless":    ErrRestless,
 	"held":        ErrHeld,
 	"deadline":    ErrDeadline,
+	"lease":       ErrLease,
 	"thawed":      ErrThawed,
 	"not thawed":  ErrNotThawed,
 
@@ -72,6 +76,8 @@ const (
 
 	// maxWithin bounds what an order may ask for.
 	maxWithin = time.Minute
+	// maxLease bounds a lease.
+	maxLease = time.Hour
 	// maxTargets bounds the targets, and the numbers in each, of an order.
 	maxTargets = 4096
 	// maxNamed bounds the processes that a Report names.
@@ -94,6 +100,11 @@ type Order struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 	// Detach lets the freeze last until its deadline though the requester has gone.
 	Detach bool `json:"detach,omitempty"`
+	// Lease is how long the guard goes without a word from the requester: then it thaws, as
+	// the requester may hang, or be stopped. It is counted on CLOCK_BOOTTIME, from the order
+	// and then from each [Guard.Renew]. 0 means that the requester may be silent, as long
+	// as it is there.
+	Lease time.Duration `json:"lease,omitempty"`
 	// Patience is how long something may take to stop before it is given up as
 	// unstoppable. 0 means DefaultPatience.
 	Patience time.Duration `json:"patience,omitempty"`
@@ -114,6 +125,10 @@ func (o *Order) Validate() error {
 		return fmt.Errorf("%w: more than %d targets or exceptions", ErrOrder, maxTargets)
 	case o.Patience < 0 || o.Within < 0 || max(o.Patience, o.Within) > maxWithin:
 		return fmt.Errorf("%w: a freeze takes from 0 to %v", ErrOrder, maxWithin)
+	case o.Lease < 0 || o.Lease > maxLease:
+		return fmt.Errorf("%w: a lease of %v, which is not from 0 to %v", ErrOrder, o.Lease, maxLease)
+	case o.Lease > 0 && o.Detach:
+		return fmt.Errorf("%w: a lease of a requester that need not be there", ErrOrder)
 	}
 	for i := range o.Targets {
 		if err := o.Targets[i].validate(); err != nil {

@@ -29,6 +29,7 @@ type guard struct {
 	report    Report
 	frozen    bool
 	until     time.Duration // the deadline, on CLOCK_BOOTTIME; 0 is never
+	heard     time.Duration // when the requester has spoken last, on CLOCK_BOOTTIME
 	events    chan event
 }
 
@@ -81,6 +82,7 @@ func guardMain() int {
 			return g.obey(e.msg.Order)
 		case e.msg.Op == opThaw:
 			return g.end(opThawed, nil)
+		case e.msg.Op == opRenew: // nothing is frozen that could be for too long
 		default:
 			g.answer(e.from, fail(opFailed, fmt.Errorf("%w: %s before freeze", errMessage, e.msg.Op)))
 		}
@@ -175,15 +177,16 @@ func (g *guard) ready(o *Order) error {
 func (g *guard) obey(o *Order) int {
 	g.order = o
 	since := time.Now()
+	g.heard = boottime()
 	if o.timeout() > 0 {
-		g.until = boottime() + o.timeout()
+		g.until = g.heard + o.timeout()
 	}
 	until := g.until
 	setTitle(guardName + ": freezing")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	result := make(chan error, 1)
-	err := g.arm(until)
+	err := g.arm()
 	if err == nil {
 		go func() {
 			err := g.freeze(ctx, since, until)
@@ -224,6 +227,9 @@ func (g *guard) obey(o *Order) int {
 // handle answers an event. It says whether the freeze is over, and why before its
 // time.
 func (g *guard) handle(e *event) (over bool, why error) {
+	if e.from != nil && e.from == g.requester {
+		g.heard = boottime()
+	}
 	switch {
 	case e.err != nil:
 		if e.from != g.requester {
@@ -234,13 +240,14 @@ func (g *guard) handle(e *event) (over bool, why error) {
 		g.left = true
 		return !g.order.Detach || !g.frozen, fmt.Errorf("%w: the requester has gone", ErrThawed)
 	case e.msg.Op == opDeadline:
-		return g.until > 0 && g.until <= boottime(), ErrDeadline
+		return g.overdue()
 	case e.msg.Op == opTerminate:
 		return true, fmt.Errorf("%w: the guard was told to end", ErrThawed)
 	case e.msg.Op == opConnect:
 		g.adopt(e.fd)
 	case e.msg.Op == opThaw:
 		return true, nil
+	case e.msg.Op == opRenew:
 	case !g.frozen:
 		g.answer(e.from, fail(opFailed, fmt.Errorf("%w: not frozen yet", ErrOrder)))
 	case e.msg.Op == opState:
@@ -332,7 +339,7 @@ func (g *guard) register() error {
 	g.peer.start = peer.start
 	g.journal, err = createJournal(g.dir, record{
 		Boot: bootID(), PIDNS: pidNamespace(), Guard: process{self.pid, self.start}, Requester: g.peer,
-		Detach: g.order.Detach, Targets: g.order.Targets,
+		Detach: g.order.Detach, Lease: g.order.Lease, Targets: g.order.Targets,
 	})
 	return err
 }
@@ -368,9 +375,28 @@ func (g *guard) end(op string, why error) int {
 	return 0
 }
 
-// arm sets the timer to a time of CLOCK_BOOTTIME, 0 for never.
-func (g *guard) arm(until time.Duration) error {
-	at := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(until))}
+// overdue says whether the time is up, or the requester silent for too long. If not so,
+// the timer has been overtaken by a word of one or the other, and is set anew.
+func (g *guard) overdue() (over bool, why error) {
+	now := boottime()
+	switch {
+	case g.until > 0 && g.until <= now:
+		return true, ErrDeadline
+	case g.order.Lease > 0 && g.heard+g.order.Lease <= now:
+		return true, fmt.Errorf("%w for %v", ErrLease, g.order.Lease)
+	}
+	err := g.arm()
+	return err != nil, err
+}
+
+// arm sets the timer to the deadline, or to the end of the lease as it is now, if that
+// comes first.
+func (g *guard) arm() error {
+	next := g.until
+	if silent := g.heard + g.order.Lease; g.order.Lease > 0 && (next == 0 || silent < next) {
+		next = silent
+	}
+	at := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(next))} // 0 is never
 	if err := unix.TimerfdSettime(g.timer, unix.TFD_TIMER_ABSTIME, &at, nil); err != nil {
 		return fmt.Errorf("set the timer: %w", err)
 	}
@@ -387,13 +413,16 @@ func (g *guard) extend(timeout time.Duration) error {
 	}
 	g.until, g.journal.rec.Until = until, until
 	g.title()
-	return g.arm(until)
+	return g.arm()
 }
 
 func (g *guard) title() {
 	text := guardName + ": " + g.report.String()
 	if g.until > 0 {
 		text += " until " + wall(g.until).Format(time.TimeOnly)
+	}
+	if g.order.Lease > 0 {
+		text += fmt.Sprintf(", or %v without a word from %d", g.order.Lease, g.peer.pid)
 	}
 	setTitle(text)
 }

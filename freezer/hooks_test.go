@@ -88,7 +88,7 @@ func TestHooks(t *testing.T) {
 		if c.err == "" { // patience with a busy machine
 			x.hooks.limit = time.Minute
 		}
-		p, err := x.Prepare(t.Context(), 42, ActionFreeze, []byte(treeSpec(v.pid())), 0)
+		p, err := x.Prepare(t.Context(), 42, ActionFreeze, []byte(treeSpec(v.pid())), 0, 0)
 		if err == nil {
 			before := heard(t, said)
 			if stopped(t) > 0 || strings.Contains(before, "thaw") || strings.Count(before, "freeze") != len(c.scripts) {
@@ -167,7 +167,7 @@ func TestHooksOfOthers(t *testing.T) {
 				t.Fatal(err)
 			}
 			point := newFS(t, "ext4")
-			if _, err := x.Prepare(t.Context(), 1, ActionFSFreeze, []byte(fsSpec(point)), 0); !errors.Is(err, ErrHook) {
+			if _, err := x.Prepare(t.Context(), 1, ActionFSFreeze, []byte(fsSpec(point)), 0, 0); !errors.Is(err, ErrHook) {
 				t.Errorf("changed later: %v", err)
 			}
 			_ = x.Close()

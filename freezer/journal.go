@@ -47,6 +47,7 @@ type record struct {
 	Guard     process       `json:"guard"`
 	Requester process       `json:"requester"`
 	Detach    bool          `json:"detach"`
+	Lease     time.Duration `json:"lease,omitempty"` // as in the Order
 	Targets   []Target      `json:"targets"`
 	Since     time.Time     `json:"since,omitzero"` // zero before the freeze begins
 	Until     time.Duration `json:"until"`          // on CLOCK_BOOTTIME; 0 is never

@@ -14,6 +14,7 @@ import (
 const (
 	CauseAsked    = "asked"    // by Thaw, or by Close of the Executor
 	CauseDeadline = "deadline" // the time was up
+	CauseQuorum   = "quorum"   // the lease has run out: whoever renews it was out of touch
 	CauseGuard    = "guard"    // the guard was killed, or told to end
 	CauseLocal    = "local"    // somebody on this host has thawed it, as with thawfs
 	CauseFailed   = "failed"   // Freeze has failed, or the guard could not thaw
@@ -51,6 +52,10 @@ func (p *Prepared) Freeze(ctx context.Context) (text string, err error) {
 	return text, nil
 }
 
+// Renew has the guard wait for the next one for as long as the lease says. It does not
+// wait itself, and may be called at any time.
+func (p *Prepared) Renew() { p.guard.Renew() }
+
 // Thaw thaws, and waits for it. After an error something could not be thawed yet: a guard
 // has failed to ([ErrNotThawed]), or was killed ([ErrGuardLost]), and nobody could do its
 // work so far. It is tried again until Done.
@@ -74,7 +79,7 @@ func (p *Prepared) Thaw() error {
 func (p *Prepared) Done() <-chan struct{} { return p.done }
 
 // Err says, when Done is closed, why it is: nil after Thaw, else [ErrDeadline],
-// [ErrGuardLost], [ErrThawed], or what had kept something from being thawed.
+// [ErrLease], [ErrGuardLost], [ErrThawed], or what had kept something from being thawed.
 func (p *Prepared) Err() error {
 	select {
 	case <-p.done:
@@ -106,6 +111,8 @@ func (p *Prepared) attend() {
 		p.cause = CauseFailed
 	case errors.Is(p.err, ErrDeadline):
 		p.cause = CauseDeadline
+	case errors.Is(p.err, ErrLease):
+		p.cause = CauseQuorum
 	case p.err == nil && asked:
 		p.cause = CauseAsked
 	case p.err == nil:

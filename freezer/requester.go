@@ -152,7 +152,7 @@ func List(dir string) ([]State, error) {
 func (r *record) state() State {
 	s := State{
 		ID: r.ID, Guard: int(r.Guard.pid), Requester: int(r.Requester.pid),
-		Targets: r.Targets, Since: r.Since, Left: -1,
+		Targets: r.Targets, Since: r.Since, Left: -1, Lease: r.Lease,
 	}
 	if r.Until > 0 {
 		s.Left = max(r.Until-boottime(), 0)
@@ -317,6 +317,11 @@ func (g *Guard) Extend(timeout time.Duration) (State, error) {
 	return g.inquire(message{Op: opExtend, Timeout: timeout})
 }
 
+// Renew lets the guard of an order with a Lease know that the requester is well. It does
+// not wait: a guard that has no time to listen has heard enough for now, and one that has
+// ended closes Done.
+func (g *Guard) Renew() { _ = g.sock.offer(message{Op: opRenew}) }
+
 // State asks the guard what it holds.
 func (g *Guard) State() (State, error) { return g.inquire(message{Op: opState}) }
 
@@ -338,7 +343,7 @@ func (g *Guard) inquire(m message) (State, error) {
 func (g *Guard) Done() <-chan struct{} { return g.done }
 
 // Err says, when Done is closed, why it is: nil after [Guard.Thaw], else
-// [ErrDeadline], [ErrGuardLost] or [ErrThawed].
+// [ErrDeadline], [ErrLease], [ErrGuardLost] or [ErrThawed].
 func (g *Guard) Err() error {
 	select {
 	case <-g.done:

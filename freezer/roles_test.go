@@ -226,7 +226,7 @@ func playVfork([]string) {
 }
 
 // playRequester freezes a tree by a guard, and waits. Arguments: the root, the timeout,
-// and whether to detach.
+// whether to detach, and the lease, if any, that it renews.
 func playRequester(args []string) {
 	timeout, err := time.ParseDuration(args[1])
 	if err != nil {
@@ -238,8 +238,12 @@ func playRequester(args []string) {
 		os.Exit(1)
 	}
 	fmt.Println("ready")
+	lease := time.Duration(0)
+	if len(args) > 3 {
+		lease = must(time.ParseDuration(args[3]))
+	}
 	_, err = g.Freeze(context.Background(), Order{
-		Targets: []Target{Tree(count(args))}, Timeout: timeout, Detach: args[2] == "true",
+		Targets: []Target{Tree(count(args))}, Timeout: timeout, Detach: args[2] == "true", Lease: lease,
 	})
 	if err != nil {
 		fmt.Println(err)
@@ -251,6 +255,13 @@ func playRequester(args []string) {
 		os.Exit(1)
 	}
 	fmt.Println("frozen", s.Guard, s.ID)
+	if lease > 0 {
+		for g.Err() == nil {
+			g.Renew()
+			time.Sleep(lease / 20)
+		}
+		fmt.Println("over:", g.Err())
+	}
 	untilClosed()
 	os.Exit(0)
 }
@@ -279,7 +290,7 @@ func playExecutor(args []string) {
 		panic(err)
 	}
 	fmt.Println("ready")
-	p, err := x.Prepare(context.Background(), 7, args[0], []byte(args[1]), time.Minute)
+	p, err := x.Prepare(context.Background(), 7, args[0], []byte(args[1]), time.Minute, 0)
 	if err == nil {
 		_, err = p.Freeze(context.Background())
 	}

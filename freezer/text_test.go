@@ -82,7 +82,7 @@ func TestJournalLines(t *testing.T) {
 }
 
 func FuzzReadRecord(f *testing.F) {
-	rec := record{Version: journalVersion, ID: "x", Boot: "b", Guard: process{7, 8}, Requester: process{9, 10}}
+	rec := record{Version: journalVersion, ID: "x", Boot: "b", Guard: process{7, 8}, Requester: process{9, 10}, Lease: time.Second}
 	f.Add(append(must(marshalRecord(&rec)), "pid 1 2\ncgroup 3 \"/a\"\nuntil 5\n"...))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		rec, err := readRecord(bytes.NewReader(text))
@@ -103,9 +103,12 @@ func FuzzReadRecord(f *testing.F) {
 func FuzzMessage(f *testing.F) {
 	f.Add([]byte(`{"op":"freeze","order":{"targets":[{"kind":"machine"},{"kind":"tree","pids":[3]}],"timeout":5}}`))
 	f.Add([]byte(`{"op":"extend","timeout":-1}`))
+	f.Add([]byte(`{"op":"prepare","order":{"targets":[{"kind":"machine"}],"timeout":-1,"lease":4000000000}}`))
+	f.Add([]byte(`{"op":"renew"}`))
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		m, err := parseMessage(packet)
-		if err == nil && m.Op == opFreeze && (len(m.Order.Targets) == 0 || len(m.Order.Targets) > maxTargets) {
+		if err == nil && m.Op == opFreeze && (len(m.Order.Targets) == 0 || len(m.Order.Targets) > maxTargets ||
+			m.Order.Lease < 0 || m.Order.Lease > maxLease) {
 			t.Errorf("%+v", m.Order)
 		}
 	})

@@ -19,6 +19,7 @@ import (
 //	                {"op":"thaw"}
 //	                {"op":"extend","timeout":NANOS}  from now; less than 0 for ever
 //	                {"op":"state"}
+//	                {"op":"renew"}                  from the requester: see Order.Lease
 //	from the guard  {"op":"hello"} with a pidfd of the guard, to the requester alone
 //	                {"op":"prepared","state":{...}}
 //	                {"op":"frozen","report":{...},"state":{...}}
@@ -26,7 +27,7 @@ import (
 //	                {"op":"failed","code":"...","error":"...","report":{...}}
 //	                {"op":"thawed","code":"...","error":"..."}  at the end, to all
 //
-// An answer comes for every message, in their order, but thawed may come at any time
+// An answer comes for every message but renew, in their order, but thawed may come at any time
 // and is the last.
 type message struct {
 	Op      string        `json:"op"`
@@ -49,6 +50,7 @@ const (
 	opThawed   = "thawed"
 	opExtend   = "extend"
 	opState    = "state"
+	opRenew    = "renew"
 
 	maxMessage = 128 << 10
 )
@@ -61,7 +63,8 @@ type State struct {
 	Detached  bool          `json:"detached"`
 	Targets   []Target      `json:"targets"`
 	Since     time.Time     `json:"since"`
-	Left      time.Duration `json:"left"` // until the deadline; less than 0 if there is none
+	Left      time.Duration `json:"left"`            // until the deadline; less than 0 if there is none
+	Lease     time.Duration `json:"lease,omitempty"` // as in the [Order]
 	Report    Report        `json:"report"`
 }
 
@@ -166,6 +169,21 @@ func (p *packets) send(m message, fd int) error {
 		}
 	})
 	return errors.Join(waited, err)
+}
+
+// offer sends a message if there is room for it now.
+func (p *packets) offer(m message) error {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	conn, err := p.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Write would wait, and look at the deadline of the last send.
+	closed := conn.Control(func(s uintptr) { err = unix.Sendmsg(int(s), text, nil, nil, unix.MSG_NOSIGNAL) })
+	return errors.Join(closed, err)
 }
 
 // receive waits for a message, and for the descriptor that came with it, -1 if none

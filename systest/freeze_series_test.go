@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/lockerd/lockerd/systest/farm"
@@ -57,6 +58,10 @@ var endings = []ending{
 		n.Kill()
 		return n, func() { must(s.t, n.Start()) }, nil
 	}, slack, quietTime + slack},
+	{"lockerd stopped", func(s *site, f *running) (*farm.Node, func(), error) {
+		n := f.frozenNode()
+		return n, func() { must(s.t, n.Signal(syscall.SIGCONT)) }, n.Signal(syscall.SIGSTOP)
+	}, guardLease + slack, quietTime + slack},
 }
 
 const (

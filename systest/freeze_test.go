@@ -199,6 +199,7 @@ func TestFreezeOnNodes(t *testing.T) {
 	t.Run("lasting", s.with((*site).lasting))
 	t.Run("lock", s.with((*site).underLock))
 	t.Run("told", s.with((*site).told))
+	t.Run("stopped", s.with((*site).stopped))
 	t.Run("broken_off", s.with((*site).brokenOff))
 }
 

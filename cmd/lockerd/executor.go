@@ -16,7 +16,7 @@ import (
 type executor struct{ *freezer.Executor }
 
 func (x executor) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepared, error) {
-	p, err := x.Executor.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout)
+	p, err := x.Executor.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout, t.Lease)
 	if err != nil {
 		return nil, err // and no interface that has a nil in it
 	}

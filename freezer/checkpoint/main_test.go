@@ -280,11 +280,7 @@ func threads([]string) {
 // most since it was asked (SIGUSR1).
 func memory(args []string) {
 	megabytes, _ := strconv.Atoi(args[0])
-	// Not of Go's memory, of which the race detector keeps three times as much.
-	data, err := unix.Mmap(-1, 0, megabytes<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		panic(err)
-	}
+	data := make([]byte, megabytes<<20)
 	x := uint64(1)
 	for i := 0; i+8 <= len(data); i += 8 {
 		x ^= x << 13

@@ -3,13 +3,10 @@ package checkpoint
 import (
 	"context"
 	"errors"
-	"flag"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 func TestARestartedLoopCountsOn(t *testing.T) {
@@ -82,21 +79,4 @@ func TestNewPIDs(t *testing.T) {
 		t.Errorf("two of them wrote %d lines in all", n)
 	}
 	_ = os.Remove(file)
-}
-
-var large = flag.Int("large", 100, "megabytes of the process of TestALargeJob")
-
-func TestALargeJob(t *testing.T) {
-	t.Parallel()
-	need(t)
-	j := begin(t, "memory", strconv.Itoa(*large))
-	begun := time.Now()
-	file, r := j.save(t)
-	saved := time.Now()
-	restart(t, Plan{File: file})
-	t.Logf("%d bytes saved in %v, restarted in %v", r.Size, saved.Sub(begun).Round(time.Millisecond), time.Since(saved).Round(time.Millisecond))
-	if r.Size < int64(*large)<<20 {
-		t.Errorf("the file has %d bytes", r.Size)
-	}
-	j.gap(t) // it answers
 }
