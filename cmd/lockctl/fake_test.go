@@ -2,11 +2,13 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -16,7 +18,7 @@ import (
 //
 //	refuses   the order is not taken
 //	fails     the node cannot prepare
-//	brief     the time is up as soon as the command runs
+//	brief     the time is up as soon as all is frozen
 //	lonely    the node has thawed by itself when it is asked to
 //	dies      the connection breaks when all is frozen
 type fakeFreezer struct {
@@ -27,6 +29,16 @@ type fakeFreezer struct {
 type fakeOrder struct {
 	order
 	thaw chan string // the reason
+}
+
+// all sets what its nodes do.
+func (o *fakeOrder) all(state, cause string) {
+	for i := range o.Nodes {
+		o.Nodes[i].State, o.Nodes[i].Text, o.Nodes[i].Took, o.Nodes[i].Cause = state, "something", 3, cause
+		if cause == causeAsked && o.Nodes[i].Node == "lonely" {
+			o.Nodes[i].Cause = "quorum"
+		}
+	}
 }
 
 func (f *fakeFreezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -88,20 +100,22 @@ func (f *fakeFreezer) open(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s\n\n", b)
 		http.NewResponseController(w).Flush()
 	}
-	nodes := func(state, cause string) {
-		for i := range o.Nodes {
-			o.Nodes[i].State, o.Nodes[i].Text, o.Nodes[i].Took, o.Nodes[i].Cause = state, "something", 3, cause
-			if cause == causeAsked && o.Nodes[i].Node == "lonely" {
-				o.Nodes[i].Cause = "quorum"
-			}
-		}
-	}
+	nodes := o.all
 	line("preparing", func() {})
 	if is("fails") {
 		line(stateClosed, func() { o.Reason, o.Why = "failed", "fails: executors are off" })
 		return
 	}
 	line("freezing", func() {})
+	if is("brief") && !req.Attached {
+		f.mu.Lock()
+		o.State = stateFrozen
+		b, _ := json.Marshal(o.order)
+		o.State, o.Reason, o.Why = stateClosed, "deadline", "its time was over"
+		f.mu.Unlock()
+		fmt.Fprintf(w, "%s\n", b)
+		return
+	}
 	line(stateFrozen, func() { o.Spread = 4; nodes("frozen", "") })
 	switch {
 	case is("dies"):
@@ -132,13 +146,16 @@ func (f *fakeFreezer) end(w http.ResponseWriter, r *http.Request) {
 	for id := uint64(1); id <= uint64(len(f.orders)); id++ {
 		o := f.orders[id]
 		concerns := req.All || req.ID == o.ID || slices.ContainsFunc(o.Nodes, func(n orderNode) bool { return n.Node == req.Node })
-		if !concerns || o.State != stateFrozen || req.Action != "" && req.Action != o.Action {
+		if !concerns || o.State != stateFrozen && req.ID == 0 || req.Action != "" && req.Action != o.Action {
 			continue
 		}
-		if o.Attached {
+		switch {
+		case o.State != stateFrozen: // its record is the answer
+		case o.Attached:
 			o.thaw <- reasonThawed
-		} else {
+		default:
 			o.State, o.Reason = stateClosed, reasonThawed
+			o.all("thawed", causeAsked)
 		}
 		ended = append(ended, o.order)
 	}
@@ -175,6 +192,36 @@ func TestHeld(t *testing.T) {
 		}
 		if c.want == "" && got != "" || c.want != "" && (len(got) < len(c.want) || got[len(got)-len(c.want):] != c.want) {
 			t.Errorf("%+v: %q, want %q", c.o, got, c.want)
+		}
+	}
+}
+
+// What a thaw says of an order that it was to end.
+func TestLasted(t *testing.T) {
+	asked := []orderNode{{Node: "n1", Cause: "asked"}, {Node: "n2", Cause: "asked"}}
+	closed := func(reason, why string, nodes []orderNode) order {
+		return order{ID: 5, State: stateClosed, Reason: reason, Why: why, Nodes: nodes}
+	}
+	for _, c := range []struct {
+		o      order
+		before string
+		byID   bool
+		want   string
+	}{
+		{closed("thawed", "", asked), stateFrozen, true, ""},
+		{closed("thawed", "", asked), stateFrozen, false, ""},
+		{closed("thawed", "thawed by root@h", asked), "", true, "order 5 was over before: thawed by root@h"},
+		{closed("thawed", "thawed by root@h", asked), stateThawing, false, "order 5 was over before: thawed by root@h"},
+		{closed("deadline", "its time was over", asked), stateFrozen, true, "order 5 was over before: its time was over"},
+		{closed("quorum", "", asked), "", true, "order 5 was over before: quorum"},
+		{closed("thawed", "", asked), "freezing", true, "order 5 was not frozen yet"},
+		{closed("thawed", "", asked), "", false, "order 5 was not frozen yet"},
+		{closed("thawed", "", []orderNode{{Node: "n1", Cause: "guard"}}), stateFrozen, true, "order 5: n1 had thawed by itself: guard"},
+		{order{ID: 5, State: stateThawing, Reason: "thawed", Nodes: asked}, stateFrozen, true, "as far as is known: order 5: not all its nodes have said that they have thawed"},
+	} {
+		err := c.o.lasted(c.before, c.byID)
+		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, errThawed) || !strings.HasSuffix(err.Error(), c.want)) {
+			t.Errorf("%+v, %q before: %v, want %q", c.o, c.before, err, c.want)
 		}
 	}
 }

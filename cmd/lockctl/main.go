@@ -125,7 +125,8 @@ signal n ended it; and
    1  refused, or nothing to do; the command was not run
   64  wrong option or argument
   69  no answer: the node cannot be reached, or the cluster has no leader
-  76  a freeze ended before its command had, which was ended because of that
+  76  a freeze ended before its command had, which was ended because of that; or before
+      thaw or fsthaw was to end it
  126  the command cannot be executed
  127  there is no such command`,
 		Example: `  lockctl status

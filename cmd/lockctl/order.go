@@ -93,6 +93,21 @@ func (o *order) held() error {
 	return nil
 }
 
+// lasted says of an order whose thaw was asked for whether everything was frozen until
+// that was asked. Before is its state then, empty if it was not open; it may be named by
+// its number.
+func (o *order) lasted(before string, byID bool) error {
+	switch {
+	case o.Reason != reasonThawed, before == stateThawing, before == stateClosed, before == "" && byID:
+		return fmt.Errorf("%w: order %d was over before: %s", errThawed, o.ID, o.why())
+	case before != stateFrozen:
+		return fmt.Errorf("%w: order %d was not frozen yet", errThawed, o.ID)
+	case o.State != stateClosed:
+		return fmt.Errorf("%w, as far as is known: order %d: not all its nodes have said that they have thawed", errThawed, o.ID)
+	}
+	return o.held()
+}
+
 // adminSocket is where a lockerd serves those who may freeze, if it is not told: in
 // the directory for such things of the service, of root, or of the user. Empty if
 // there is none. Command lockerd has the same rule.

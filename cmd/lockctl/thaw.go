@@ -2,11 +2,13 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -42,7 +44,11 @@ func (p *program) thawing(name, action, short, example string) *cobra.Command {
 		Use:   name + " [ID...|--node NODE|--all]",
 		Short: short,
 		Long: name + ` ends orders of ` + action + `: those with the numbers given, all that concern a node, or
-all there are. It thaws on every node that has part in them, and returns when that is done.`,
+all there are. It thaws on every node that has part in them, and returns when that is done.
+
+Exit status 0 says that each of them stood still, on all its nodes, until now: a copy made
+meanwhile is good. It is 76 if one had ended before, for whatever reason, or on one node only;
+1 if there is none such. With --node and --all, orders that are closed already are not looked at.`,
 		Example: example,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			given := 0
@@ -76,10 +82,12 @@ all there are. It thaws on every node that has part in them, and returns when th
 	return c
 }
 
-// thaw ends orders, each though another one could not be ended.
+// thaw ends orders, each though another one could not be ended. It is well only if each
+// held until now: whoever copies between a freeze and its thaw has no other word on it.
 func (p *program) thaw(cmd *cobra.Command, requests []thawRequest) error {
+	before, unknown := p.standing(cmd.Context())
 	ended := []order{}
-	var errs error
+	var errs []error
 	for _, r := range requests {
 		b, err := p.ask(cmd.Context(), http.MethodPost, "/v1/orders/thaw", nil, r)
 		var some orderList
@@ -89,7 +97,20 @@ func (p *program) thaw(cmd *cobra.Command, requests []thawRequest) error {
 			}
 		}
 		if err != nil {
-			errs = cmp.Or(errs, err)
+			errs = append(errs, err)
+		}
+		for i := range some.Orders {
+			o := &some.Orders[i]
+			err := unknown
+			if err == nil {
+				err = o.lasted(before[o.ID], r.ID != 0)
+			}
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case !p.json:
+				fmt.Fprintf(p.out, "Thawed: order %d on %s\n", o.ID, o.nodes())
+			}
 		}
 		ended = append(ended, some.Orders...)
 	}
@@ -97,15 +118,36 @@ func (p *program) thaw(cmd *cobra.Command, requests []thawRequest) error {
 		if err := p.printJSON(orderList{ended}); err != nil {
 			return err
 		}
-	} else {
-		for i := range ended {
-			fmt.Fprintf(p.out, "Thawed: order %d on %s\n", ended[i].ID, ended[i].nodes())
+	}
+	if len(errs) == 0 {
+		if len(ended) == 0 {
+			return fmt.Errorf("%w: no such order stands", errRefused)
 		}
+		return nil
 	}
-	if errs == nil && len(ended) == 0 {
-		return fmt.Errorf("%w: no such order stands", errRefused)
+	// The exit status tells of a freeze that did not last before all else.
+	last := max(0, slices.IndexFunc(errs, func(err error) bool { return errors.Is(err, errThawed) }))
+	for _, err := range slices.Delete(slices.Clone(errs), last, last+1) {
+		fmt.Fprintf(p.errs, "lockctl: %v\n", err)
 	}
-	return errs
+	return errs[last]
+}
+
+// standing gives the states of the orders that are not closed.
+func (p *program) standing(ctx context.Context) (map[uint64]string, error) {
+	b, err := p.get(ctx, "/v1/orders", nil)
+	if err != nil {
+		return nil, err
+	}
+	var l orderList
+	if err := json.Unmarshal(b, &l); err != nil {
+		return nil, fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.where(), err)
+	}
+	states := make(map[uint64]string, len(l.Orders))
+	for _, o := range l.Orders {
+		states[o.ID] = o.State
+	}
+	return states, nil
 }
 
 func (p *program) printJSON(v any) error {
