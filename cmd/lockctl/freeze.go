@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -178,8 +179,14 @@ type mountSpec struct {
 // carryOut freezes, for as long as a command runs if there is one.
 func (p *program) carryOut(cmd *cobra.Command, f *freezing, action string, spec any, command []string) error {
 	req, err := f.request(action, spec, len(command) > 0)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case cmd.Flags().Changed("lock") && f.lock == "":
+		return errors.New("--lock: the name of the lock is empty")
+	case strings.Contains(f.lock, ":"):
+		// lockersh takes any one of such a list. A freeze keeps others out by one lock.
+		return fmt.Errorf("--lock %s: wants the name of one lock: a colon stands between several", plain(f.lock))
 	}
 	if err := p.byAdmin(cmd); err != nil {
 		return err
