@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"strconv"
 	"syscall"
 	"time"
@@ -232,11 +233,18 @@ func (p *program) awaitFrozen(s *orderStream, w *waiting) (o order, err error) {
 	}
 }
 
-// freezeAndLeave freezes, and leaves it so.
+// freezeAndLeave freezes, and leaves it so. Nothing stays frozen whose number nobody was told.
 func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequest) error {
+	if p.out.isClosed() {
+		return fmt.Errorf("%w: it is closed, and the number of the order would be lost; nothing is frozen", errOutput)
+	}
 	ctx = context.WithoutCancel(ctx)
 	signals := job.Notify()
 	defer job.Release(signals)
+	// To write to a pipe that nobody reads is then an error, and not the end.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 	w := waiting{signals: signals}
 	hold, err := p.takeLock(ctx, f.lock, &w)
 	if err != nil {
@@ -254,19 +262,21 @@ func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequ
 	if err == nil {
 		err = hold.leave(ctx)
 	}
+	if err == nil {
+		if f.verbose {
+			p.tell(&o)
+		}
+		if p.json {
+			err = p.printJSON(o)
+		} else {
+			_, err = fmt.Fprintln(p.out, o.ID)
+		}
+	}
 	if err != nil {
 		if e := p.takeBack(ctx, s, o); e != nil {
 			fmt.Fprintf(p.errs, "lockctl: %v\n", e)
 		}
-		return err
 	}
-	if f.verbose {
-		p.tell(&o)
-	}
-	if p.json {
-		return p.printJSON(o)
-	}
-	_, err = fmt.Fprintln(p.out, o.ID)
 	return err
 }
 

@@ -21,12 +21,13 @@ import (
 // version is set by the linker in releases.
 var version = "2.0"
 
-// Exit codes; 64 and 69 are those of sysexits(3).
+// Exit codes; 64, 69 and 74 are those of sysexits(3).
 const (
 	exitOK      = 0
 	exitRefused = 1
 	exitUsage   = 64
 	exitSilent  = 69
+	exitOutput  = 74
 	exitThawed  = 76
 )
 
@@ -66,11 +67,15 @@ func main() {
 
 // run is the program. It returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot(stdout, stderr)
+	out := &output{Writer: stdout}
+	root := newRoot(out, stderr)
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = out.err
+	}
 	if err == nil {
 		return exitOK
 	}
@@ -96,13 +101,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitRefused
 	case errors.Is(err, errNoAnswer):
 		return exitSilent
+	case errors.Is(err, errOutput):
+		return exitOutput
 	}
 	return exitUsage // all that is left comes from the command line
 }
 
 // program is what the commands share.
 type program struct {
-	out     io.Writer
+	out     *output
 	errs    io.Writer // what lockctl itself has to say while a command runs
 	addr    string
 	admin   string // the socket for those who may freeze
@@ -111,7 +118,7 @@ type program struct {
 	json    bool
 }
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
+func newRoot(stdout *output, stderr io.Writer) *cobra.Command {
 	p := &program{out: stdout, errs: stderr}
 	root := &cobra.Command{
 		Use:   "lockctl",
@@ -125,6 +132,7 @@ signal n ended it; and
    1  refused, or nothing to do; the command was not run
   64  wrong option or argument
   69  no answer: the node cannot be reached, or the cluster has no leader
+  74  the output cannot be written; a freeze whose number was to be printed is taken back
   76  a freeze ended before its command had, which was ended because of that; or before
       thaw or fsthaw was to end it
  126  the command cannot be executed
