@@ -36,7 +36,7 @@
 //
 // [FreezeFS], [ThawFS] and [QueryFS] are for freezes that last longer than who has
 // asked for them. The kernel does not say what is frozen; QueryFS looks into the journals,
-// and then asks the kernel for a change of no options, which it refuses if so. Where
+// and asks the kernel for a change of no options, which it refuses if so. Where
 // that is not without effect it is not done.
 //
 // The kernel cannot be told to give up a freeze that has begun: until everything is

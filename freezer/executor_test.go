@@ -218,6 +218,22 @@ func TestExecutorEnds(t *testing.T) {
 			CauseLocal, ErrThawed,
 		},
 		{
+			"thawed by others before", ActionFSFreeze, fsSpec(point), -1, "file system " + point,
+			func(p *Prepared) {
+				command(t, "fsfreeze", "-u", point)
+				_ = p.Thaw()
+			},
+			CauseLocal, ErrBroken,
+		},
+		{
+			"continued by others", ActionFreeze, treeSpec(v.pid()), -1, "4 processes",
+			func(p *Prepared) {
+				_ = syscall.Kill(v.pid(), syscall.SIGCONT)
+				_ = p.Thaw()
+			},
+			CauseLocal, ErrBroken,
+		},
+		{
 			"close", ActionFSFreeze, fsSpec(point), -1, "file system " + point,
 			func(*Prepared) { _ = x.Close() },
 			CauseAsked, nil,

@@ -120,6 +120,8 @@ func FreezeFS(ctx context.Context, mount string, timeout time.Duration) (State, 
 // ThawFS thaws the file system that is mounted at a directory. If a guard holds it, the
 // guard ends, and thaws all that it has frozen with it; what a killed guard has left is
 // thawed as by [Recover]; and so is what somebody else has frozen, as with fsfreeze(8).
+// The error is [ErrNotFrozen] as well if the guard had frozen it, or others with it, and
+// somebody else has thawed one of them before; all are thawed then.
 func ThawFS(ctx context.Context, mount string) error {
 	if os.Geteuid() != 0 {
 		return ErrPermission
@@ -176,6 +178,9 @@ func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 		if !stop() {
 			return true, context.Cause(ctx)
 		}
+		if errors.Is(err, ErrBroken) {
+			return true, fmt.Errorf("%w: %w", ErrNotFrozen, err)
+		}
 		if err != nil && !errors.Is(err, ErrThawed) && !errors.Is(err, ErrDeadline) && !errors.Is(err, ErrGuardLost) {
 			return true, err
 		}
@@ -188,7 +193,8 @@ type FSState struct {
 	Type   string `json:"type"`
 	Source string `json:"source"`
 	Frozen bool   `json:"frozen"`
-	// By is the freeze of a guard. Without it somebody else has frozen it.
+	// By is the freeze of a guard. Without it somebody else has frozen it; and if it is
+	// not frozen in spite of it, somebody else has thawed it.
 	By *State `json:"by,omitempty"`
 	// Lost says that this guard was killed: [Recover] and [ThawFS] thaw.
 	Lost bool `json:"lost,omitempty"`
@@ -220,12 +226,11 @@ func (f *fileSystem) query(dir string) (FSState, error) {
 	if err != nil {
 		return s, err
 	}
-	// What a journal says is not asked of the kernel again: it would have to wait for
-	// a freeze that has begun.
 	if len(ours) > 0 {
 		by := ours[0].state()
 		s.By, s.Lost, s.Frozen = &by, ours[0].lost, true
-		if !s.Lost {
+		// The kernel would let us wait for a freeze that has begun.
+		if !s.Lost && (!f.tells() || freezing(dir, s.By.ID)) {
 			return s, nil
 		}
 	}
@@ -235,11 +240,27 @@ func (f *fileSystem) query(dir string) (FSState, error) {
 	case err != nil:
 		return s, fmt.Errorf("%s: %w", f.path, err)
 	case !frozen:
-		s.Frozen, s.By, s.Lost = false, nil, false
+		s.Frozen = false
+		// A guard that is still there has not thawed it.
+		if ours, err = holders(dir, f); err != nil || s.Lost || len(ours) == 0 {
+			s.By, s.Lost = nil, false
+		}
 	default:
 		s.Frozen = true
 	}
 	return s, nil
+}
+
+// freezing says whether a guard may be about to freeze.
+func freezing(dir, id string) bool {
+	g, err := Adopt(dir, id)
+	if err == nil {
+		_, err = g.State()
+		g.Close()
+	}
+	gone := errors.Is(err, ErrThawed) || errors.Is(err, ErrDeadline) || errors.Is(err, ErrGuardLost) || errors.Is(err, ErrBroken) ||
+		errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED)
+	return err != nil && !gone
 }
 
 // SurveyFS says in which order the file systems of an order would be frozen, and in
@@ -264,7 +285,7 @@ func SurveyFS(o Order) ([]FSState, error) {
 		case errors.Is(err, ErrUnknown):
 		case err != nil:
 			return nil, err
-		case s.Frozen:
+		case s.Frozen, s.By != nil:
 			return nil, fmt.Errorf("%s: %w", f.path, ErrAlreadyFrozen)
 		}
 		all = append(all, s)

@@ -297,8 +297,24 @@ func TestFSFrozenByOthers(t *testing.T) {
 		// And the other way round.
 		g, _ := freeze(t, Order{Targets: []Target{FileSystem(point)}, Timeout: 20 * time.Second})
 		command(t, "fsfreeze", "-u", point)
-		thaw(t, g)
+		if s := query(t, point); s.Frozen || s.By == nil {
+			t.Errorf("%s, thawed by others: %+v", fstype, s)
+		}
+		if err := g.Thaw(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), point) {
+			t.Errorf("%s, thawed by others: %v", fstype, err)
+		}
+		if s := query(t, point); s.Frozen || s.By != nil {
+			t.Errorf("%s, after the thaw: %+v", fstype, s)
+		}
+		if _, err := FreezeFS(t.Context(), point, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		command(t, "fsfreeze", "-u", point)
+		if err := ThawFS(t.Context(), point); !errors.Is(err, ErrNotFrozen) {
+			t.Errorf("%s: ThawFS after others: %v", fstype, err)
+		}
 	}
+	cleanRun(t)
 }
 
 func TestFSUnmount(t *testing.T) {

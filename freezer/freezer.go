@@ -37,6 +37,9 @@ var (
 	ErrLease = errors.New("thawed because the requester was silent")
 	// ErrThawed is returned when the freeze has ended before, for another reason.
 	ErrThawed = errors.New("already thawed")
+	// ErrBroken is returned when everything is thawed, but somebody else had thawed some of
+	// it before: what was done meanwhile was not done while all of it stood still.
+	ErrBroken = errors.New("somebody else had thawed it before")
 	// ErrNotThawed is returned when something could not be thawed. The journal stays,
 	// and whoever starts a guard tries it again.
 	ErrNotThawed = errors.New("it could not be thawed")
@@ -54,6 +57,7 @@ var codes = map[string]error{
 	"deadline":    ErrDeadline,
 	"lease":       ErrLease,
 	"thawed":      ErrThawed,
+	"broken":      ErrBroken,
 	"not thawed":  ErrNotThawed,
 
 	"not supported":  ErrNotSupported,

@@ -95,6 +95,7 @@ func (f *fileSystem) entry() entry {
 type fsHolding struct {
 	targets []Target
 	systems []*fileSystem // in the order in which they are frozen
+	thawed  string        // by somebody else
 }
 
 func (h *fsHolding) open(at *host) error {
@@ -144,7 +145,7 @@ func (h *fsHolding) ready(at *host) error {
 		case errors.Is(err, ErrUnknown):
 		case err != nil:
 			return err
-		case s.Frozen && s.By != nil:
+		case s.By != nil:
 			return fmt.Errorf("%s: %w by guard %d", f.path, ErrAlreadyFrozen, s.By.Guard)
 		case s.Frozen:
 			return fmt.Errorf("%s: %w", f.path, ErrAlreadyFrozen)
@@ -208,8 +209,10 @@ func (h *fsHolding) thaw() error {
 	var failed error
 	for _, f := range slices.Backward(h.systems) {
 		if f.frozen {
-			// EINVAL: somebody else has thawed it.
-			if err := f.ioctl(fithaw); err != nil && !errors.Is(err, unix.EINVAL) {
+			switch err := f.ioctl(fithaw); {
+			case errors.Is(err, unix.EINVAL):
+				h.thawed = f.path
+			case err != nil:
 				failed = errors.Join(failed, err)
 				continue
 			}
@@ -219,6 +222,8 @@ func (h *fsHolding) thaw() error {
 	}
 	return failed
 }
+
+func (h *fsHolding) broken() string { return h.thawed }
 
 func (h *fsHolding) release() {
 	for _, f := range h.systems {

@@ -23,9 +23,7 @@ const (
 // change of the options is refused with EBUSY when it is, before anything is looked at.
 // So the change of nothing is asked for (fspick(2), fsconfig(2)).
 func (f *fileSystem) probe() (bool, error) {
-	switch f.fstype {
-	case "ext2", "ext3", "ext4", "xfs", "btrfs":
-	default:
+	if !f.tells() {
 		if !onDevice(f.fstype) {
 			return false, fmt.Errorf("%w: %s", ErrNotSupported, f.fstype)
 		}
@@ -61,6 +59,16 @@ func (f *fileSystem) probe() (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("ask whether it (%s) is frozen: %w", f.fstype, err)
+}
+
+// tells says whether the kernel says of this type what is frozen, and nothing is changed
+// by the question.
+func (f *fileSystem) tells() bool {
+	switch f.fstype {
+	case "ext2", "ext3", "ext4", "xfs", "btrfs":
+		return true
+	}
+	return false
 }
 
 func fsconfig(fd int, command uintptr, key, value string) error {

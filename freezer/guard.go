@@ -360,6 +360,9 @@ func (g *guard) end(op string, why error) int {
 		_ = os.Remove(g.socketPath())
 		failed = g.journal.remove()
 	}
+	if why == nil {
+		why = brokenBy(g.holdings)
+	}
 	if failed != nil {
 		why = fmt.Errorf("%w: %w", ErrNotThawed, failed)
 	}

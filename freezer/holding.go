@@ -32,6 +32,8 @@ type holding interface {
 	// thaw undoes all that freeze has done, however far it came. It is called again
 	// after an error. It neither blocks for long nor needs memory or files.
 	thaw() error
+	// broken says what thaw has found thawed by somebody else; empty if nothing.
+	broken() string
 	// release closes what open has opened.
 	release()
 }
@@ -119,6 +121,13 @@ func (w *walkHolding) thaw() error {
 	return w.walk.thaw()
 }
 
+func (w *walkHolding) broken() string {
+	if w.walk == nil {
+		return ""
+	}
+	return w.walk.brokenBy()
+}
+
 func (w *walkHolding) release() {
 	if w.walk != nil {
 		w.walk.close()
@@ -166,6 +175,8 @@ func (c *cgroupHolding) thaw() error {
 	return c.cg.thaw()
 }
 
+func (c *cgroupHolding) broken() string { return "" }
+
 func (c *cgroupHolding) release() {
 	if c.cg != nil {
 		c.cg.close()
@@ -182,4 +193,14 @@ func thawAll(all []holding) error {
 		failed = errors.Join(failed, h.thaw())
 	}
 	return failed
+}
+
+// brokenBy is the error for what others have thawed of holdings before; nil if nothing.
+func brokenBy(all []holding) error {
+	for _, h := range all {
+		if what := h.broken(); what != "" {
+			return fmt.Errorf("%w: %s", ErrBroken, what)
+		}
+	}
+	return nil
 }

@@ -16,7 +16,7 @@ const (
 	CauseDeadline = "deadline" // the time was up
 	CauseQuorum   = "quorum"   // the lease has run out: whoever renews it was out of touch
 	CauseGuard    = "guard"    // the guard was killed, or told to end
-	CauseLocal    = "local"    // somebody on this host has thawed it, as with thawfs
+	CauseLocal    = "local"    // somebody on this host has thawed it, or a part, as with thawfs
 	CauseFailed   = "failed"   // Freeze has failed, or the guard could not thaw
 )
 
@@ -79,7 +79,7 @@ func (p *Prepared) Thaw() error {
 func (p *Prepared) Done() <-chan struct{} { return p.done }
 
 // Err says, when Done is closed, why it is: nil after Thaw, else [ErrDeadline],
-// [ErrLease], [ErrGuardLost], [ErrThawed], or what had kept something from being thawed.
+// [ErrLease], [ErrGuardLost], [ErrThawed], [ErrBroken], or what had kept something from being thawed.
 func (p *Prepared) Err() error {
 	select {
 	case <-p.done:
@@ -113,6 +113,8 @@ func (p *Prepared) attend() {
 		p.cause = CauseDeadline
 	case errors.Is(p.err, ErrLease):
 		p.cause = CauseQuorum
+	case errors.Is(p.err, ErrBroken):
+		p.cause = CauseLocal
 	case p.err == nil && asked:
 		p.cause = CauseAsked
 	case p.err == nil:

@@ -13,6 +13,9 @@ import (
 // kernelThread is PF_KTHREAD of include/linux/sched.h, in field 9 of proc_pid_stat(5).
 const kernelThread = 0x00200000
 
+// exiting is PF_EXITING, in the same place.
+const exiting = 0x00000004
+
 // stat is what /proc/PID/stat tells of a process, or /proc/PID/task/TID/stat of a
 // thread.
 type stat struct {

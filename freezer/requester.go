@@ -303,7 +303,7 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 }
 
 // Thaw thaws, and waits for it. The error is nil if it was this call that has ended
-// the freeze.
+// the freeze, and all of it: [ErrBroken] if somebody else had ended a part before.
 func (g *Guard) Thaw() error {
 	if err := g.sock.send(message{Op: opThaw}, -1); err != nil {
 		g.Close()
@@ -343,7 +343,7 @@ func (g *Guard) inquire(m message) (State, error) {
 func (g *Guard) Done() <-chan struct{} { return g.done }
 
 // Err says, when Done is closed, why it is: nil after [Guard.Thaw], else
-// [ErrDeadline], [ErrLease], [ErrGuardLost] or [ErrThawed].
+// [ErrDeadline], [ErrLease], [ErrGuardLost], [ErrThawed] or [ErrBroken].
 func (g *Guard) Err() error {
 	select {
 	case <-g.done:

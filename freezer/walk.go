@@ -34,6 +34,10 @@ type walk struct {
 	others  []stat           // found to be stopped by others in the last pass
 	rounds  int
 	report  *Report
+
+	frozen bool  // everything has stopped, and nothing was continued by us
+	loosed int   // members that others had continued by the time of the thaw
+	last   int32 // one of them
 }
 
 // member is a process that was signalled, or is about to be.
@@ -67,7 +71,11 @@ func (w *walk) freeze(ctx context.Context) error {
 		}
 		if len(fresh) == 0 && settled {
 			if fresh = w.loose(); len(fresh) == 0 {
-				return w.checkTraced()
+				if err := w.checkTraced(); err != nil {
+					return err
+				}
+				w.frozen = true
+				return nil
 			}
 		}
 		if ctx.Err() != nil {
@@ -497,8 +505,43 @@ func (w *walk) describe(s *stat, why string) Process {
 	}
 }
 
+// inspect counts the members that others have continued. It comes before the first is
+// continued by us: that one might continue others.
+func (w *walk) inspect() {
+	members := slices.Concat(w.batches...)
+	running := make([]bool, len(members))
+	inParallel(len(members), func(_, i int) {
+		m := members[i]
+		if m.stuck != "" {
+			return
+		}
+		s, err := readStat(m.fds.stat)
+		running[i] = err == nil && !s.halted() && s.flags&exiting == 0 && !inFrozenCgroup(w.proc, m.pid)
+	})
+	for i, m := range members {
+		if running[i] {
+			w.loosed++
+			w.last = m.pid
+		}
+	}
+}
+
+func (w *walk) brokenBy() string {
+	switch w.loosed {
+	case 0:
+		return ""
+	case 1:
+		return fmt.Sprintf("process %d ran", w.last)
+	}
+	return fmt.Sprintf("process %d and %d more ran", w.last, w.loosed-1)
+}
+
 // thaw continues everything that was signalled, children first.
 func (w *walk) thaw() error {
+	if w.frozen {
+		w.inspect()
+		w.frozen = false
+	}
 	var failed error
 	for _, level := range slices.Backward(generations(slices.Concat(w.batches...))) {
 		errs := make([]error, parts(len(level)))

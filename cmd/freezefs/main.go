@@ -133,6 +133,8 @@ func query(o *options) int {
 
 func describe(s *freezer.FSState) string {
 	switch {
+	case !s.Frozen && s.By != nil:
+		return fmt.Sprintf("not frozen: somebody has thawed it, though guard %d had frozen it %s", s.By.Guard, until(s.By))
 	case !s.Frozen:
 		return "not frozen"
 	case s.By == nil:

@@ -142,6 +142,14 @@ func TestFreezeAndThaw(t *testing.T) {
 	step(1, "frozen, not by freezefs", freezefs, "-q", point)
 	step(0, "thawed", thawfs, point)
 
+	// Under the guard's hands.
+	step(0, "frozen until 2", freezefs, "-t", "20", point)
+	must(t, "fsfreeze", "-u", point)
+	step(0, "not frozen: somebody has thawed it, though guard", freezefs, "-q", point)
+	step(75, "already frozen", freezefs, "--dry-run", point)
+	step(1, "not frozen: somebody else had thawed it before", thawfs, point)
+	step(0, point+": not frozen\n", freezefs, "-q", point)
+
 	step(66, "not a mount point", freezefs, point+"/lost+found")
 	step(66, "not a mount point", thawfs, point+"/lost+found")
 	step(66, "not a mount point", freezefs, "-q", point+"/missing")

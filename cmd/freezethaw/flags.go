@@ -53,7 +53,8 @@ Exit status: the command's own, 128+n if signal n ended it, and
    75  it cannot be frozen now: something does not stop, or another guard has
        it; the command was not run
    76  it was thawed before the command had ended, which was ended because of
-       that: the time was up, or the guard was killed
+       that: the time was up, or the guard was killed; or somebody else let a
+       process go on, which is found out when the command has ended
    77  only root may freeze
   126  the command cannot be executed
   127  there is no such command

@@ -63,7 +63,7 @@ Environment:
 
 Exit status; of several the highest, and all are tried:
     0  thawed
-    1  it was not frozen
+    1  it was not frozen, or somebody else has thawed it, or what was frozen with it
    64  wrong usage
    65  it cannot be known whether it is frozen (with --dry-run)
    66  it is not mounted
