@@ -1,28 +1,22 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockerd/lockerd/freezer"
-	"github.com/lockerd/lockerd/getopt"
 )
-
-// defaultFreeze is how long a freeze lasts if nothing is said.
-const defaultFreeze = time.Minute
 
 // freezing is what freeze and fsfreeze have in common.
 type freezing struct {
 	nodes   []string
 	all     bool
-	timeout getopt.SignedSeconds
+	timeout freezeTime
 	lock    string
 	verbose bool
 }
@@ -30,7 +24,7 @@ type freezing struct {
 func (f *freezing) flags(c *cobra.Command) {
 	c.Flags().StringSliceVar(&f.nodes, "node", nil, "the `nodes` to freeze on, as lockctl members names them")
 	c.Flags().BoolVar(&f.all, "all-nodes", false, "on every node")
-	c.Flags().Var(&f.timeout, "timeout", "thaw after so long, whatever happens; 0 is 60, less than 0 never")
+	c.Flags().Var(&f.timeout, "timeout", "thaw after so long, whatever happens; at most 31536000 (365 days); 0 is 60, less than 0 never")
 	c.Flags().StringVar(&f.lock, "lock", "", "take the lock of this `name` first, and hold it for as long as the freeze lasts")
 	c.Flags().BoolVar(&f.verbose, "verbose", false, "tell afterwards what was frozen and how long that took")
 	c.Flags().SortFlags = false
@@ -44,11 +38,7 @@ func (f *freezing) request(action string, spec any, attached bool) (orderRequest
 	case slices.Contains(f.nodes, ""):
 		return orderRequest{}, errors.New("--node: the name of a node is empty")
 	}
-	ms := time.Duration(cmp.Or(f.timeout, getopt.SignedSeconds(defaultFreeze))).Milliseconds()
-	if f.timeout < 0 {
-		ms = -1
-	}
-	return orderRequest{Action: action, Spec: spec, Nodes: f.nodes, All: f.all, Timeout: max(ms, -1), Attached: attached}, nil
+	return orderRequest{Action: action, Spec: spec, Nodes: f.nodes, All: f.all, Timeout: f.timeout.milliseconds(), Attached: attached}, nil
 }
 
 // words are the arguments before and after the dashes.
@@ -109,6 +99,9 @@ of the nodes.
 				spec.Targets = append(spec.Targets, freezer.Session(sid))
 			}
 			for _, dir := range cgroups {
+				if dir == "" {
+					return errors.New("--cgroup: the name of the directory is empty")
+				}
 				if !filepath.IsAbs(dir) {
 					return fmt.Errorf("--cgroup %s: it is a directory on the nodes: write it from / on", dir)
 				}
@@ -155,6 +148,9 @@ of the devices that are made meanwhile belong together.
 				return errors.New("what? name the directories where the file systems are mounted")
 			}
 			for _, m := range mounts {
+				if m == "" {
+					return errors.New("a directory where a file system is mounted: its name is empty")
+				}
 				if !filepath.IsAbs(m) {
 					return fmt.Errorf("%s: it is a directory on the nodes: write it from / on (a command stands behind --)", m)
 				}

@@ -156,6 +156,7 @@ signal n ended it; and
 			return errors.New("which command? see lockctl --help")
 		},
 	}
+	root.SetFlagErrorFunc(flagError)
 	root.SetVersionTemplate("Version: {{.Version}}\n")
 	addr := os.Getenv("LOCKERD_HTTP")
 	if addr == "" || addr == "off" {
