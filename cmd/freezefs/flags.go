@@ -110,6 +110,9 @@ func parse(args []string) (*options, error) {
 		}
 	}
 	for _, w := range words {
+		if w == "" { // which Abs takes for the current directory
+			return nil, errors.New("the name of a file system is empty")
+		}
 		mount, err := filepath.Abs(w)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", w, err)
@@ -118,6 +121,9 @@ func parse(args []string) (*options, error) {
 	}
 	o.protect = append(o.protect, cmp.Or(os.Getenv("LOCKERD_DATA_DIR"), "/var/lib/lockerd"))
 	for _, p := range o.protect {
+		if p == "" {
+			return nil, errors.New("--protect: the name is empty")
+		}
 		dir, err := filepath.Abs(p)
 		if err != nil {
 			return nil, fmt.Errorf("--protect %s: %w", p, err)

@@ -147,6 +147,9 @@ func targets(o *options) (all []freezer.Target, err error) {
 		all = append(all, freezer.Session(sid))
 	}
 	for _, dir := range o.cgroups {
+		if dir == "" { // which Abs takes for the current directory
+			return nil, errors.New("--cgroup: the name is empty")
+		}
 		abs, err := filepath.Abs(dir)
 		if err != nil {
 			return nil, fmt.Errorf("--cgroup %s: %w", dir, err)

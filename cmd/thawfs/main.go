@@ -98,6 +98,9 @@ func parse(args []string) (*options, error) {
 		return nil, errors.New("no file system specified")
 	}
 	for _, w := range words {
+		if w == "" { // which Abs takes for the current directory
+			return nil, errors.New("the name of a file system is empty")
+		}
 		mount, err := filepath.Abs(w)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", w, err)
