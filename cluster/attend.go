@@ -40,6 +40,7 @@ func (n *Node) attend(ctx context.Context, o *office, before fsm.Incarnation) {
 	defer t.Stop()
 	for {
 		n.remind()
+		n.endSilent(ctx, o)
 		select {
 		case <-ctx.Done():
 			return

@@ -50,6 +50,7 @@ type office struct {
 
 	refuse veto
 	reads  *reads
+	askers askers
 
 	mu     sync.Mutex
 	queue  []proposal

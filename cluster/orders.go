@@ -284,6 +284,9 @@ func (n *Node) standings(ctx context.Context, list []word) error {
 	if _, err := n.ownReadIndex(ctx); err != nil {
 		return err
 	}
+	if o := n.office.Load(); o != nil {
+		o.askers.asked(list)
+	}
 	n.replica.view(func(m *fsm.Machine) {
 		for i, w := range list {
 			list[i].State = fsm.OrderClosed

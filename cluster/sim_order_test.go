@@ -21,6 +21,10 @@ type orderSim struct {
 }
 
 func newOrderSim(t *testing.T, servers, agents int) *orderSim {
+	return newOrderSimWith(t, servers, agents, func(*Config) {})
+}
+
+func newOrderSimWith(t *testing.T, servers, agents int, configure func(*Config)) *orderSim {
 	s := &orderSim{
 		sim:   &sim{t: t, net: pipenet.New(), nodes: make(map[string]*Node), disks: make(map[string]*Stores)},
 		execs: make(map[string]*fakeExecutor),
@@ -34,6 +38,7 @@ func newOrderSim(t *testing.T, servers, agents int) *orderSim {
 			_ = cfg.PeerListener.Close()
 			cfg.Agent, cfg.PeerListener, cfg.Stores = true, nil, nil
 		}
+		configure(cfg)
 	}
 	s.grow(servers)
 	for i := range agents {

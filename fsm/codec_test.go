@@ -51,6 +51,7 @@ func fullCommands() []Command {
 		},
 		OrderReport{Order: 300, Node: 1 << 33, State: PartThawed, Text: "12 processes", Took: 200, Cause: ThawQuorum},
 		OrderEnd{Order: 300, By: "root@h1", Reason: OrderThawed},
+		OrderEnd{Order: 300, By: "n3", Reason: OrderNodeAway},
 	}
 }
 

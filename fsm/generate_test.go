@@ -142,7 +142,7 @@ func (s *script) order() Command {
 	}
 	switch s.next(10) {
 	case 0, 2:
-		return OrderEnd{Order: c.Order, By: "ann", Reason: OrderReason(1 + s.next(4))}
+		return OrderEnd{Order: c.Order, By: "ann", Reason: OrderReason(1 + s.next(5))}
 	case 1, 3:
 		c.State = PartState(1 + s.next(4))
 	}

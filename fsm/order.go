@@ -206,8 +206,9 @@ type OrderReport struct {
 	Cause ThawCause // PartThawed
 }
 
-// OrderEnd has an order undone, because By has asked for it (OrderThawed) or because
-// who had asked for the order has gone (OrderRequester).
+// OrderEnd has an order undone: because By has asked for it (OrderThawed), because who
+// had asked for the order has gone (OrderRequester), or because the leader hears nothing
+// about it of the node By (OrderNodeAway).
 type OrderEnd struct {
 	Order  OrderID
 	By     string
@@ -281,9 +282,9 @@ func (c OrderEnd) validate() error {
 	switch {
 	case c.Order == 0:
 		return errOrderNone
-	case c.Reason != OrderThawed && c.Reason != OrderRequester:
+	case c.Reason != OrderThawed && c.Reason != OrderRequester && c.Reason != OrderNodeAway:
 		return errOrderReason
-	case c.Reason == OrderThawed && c.By == "":
+	case c.Reason != OrderRequester && c.By == "":
 		return errOrderBy
 	}
 	return checkText("name of who asks", c.By, MaxOwner)

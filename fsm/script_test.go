@@ -253,6 +253,9 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		if a.has("requester") {
 			c.Reason = OrderRequester
 		}
+		if a.has("away") {
+			c.Reason = OrderNodeAway
+		}
 		p.Command = c
 	default:
 		t.Fatalf("unknown command %s", cmd)
