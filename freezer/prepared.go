@@ -61,8 +61,8 @@ func (p *Prepared) Renew() { p.guard.Renew() }
 // work so far. It is tried again until Done.
 func (p *Prepared) Thaw() error {
 	p.asked.Store(true)
-	_ = p.guard.Thaw()
-	if thawed(p.guard.err) {
+	err := p.guard.Thaw()
+	if thawed(err) {
 		<-p.done
 		return nil
 	}
@@ -70,7 +70,7 @@ func (p *Prepared) Thaw() error {
 	case <-p.done:
 		return nil
 	default:
-		return p.guard.err
+		return err
 	}
 }
 

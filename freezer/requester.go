@@ -20,6 +20,7 @@ type Guard struct {
 	dir     string
 	sock    *packets
 	pidfd   int
+	waking  sync.Mutex  // of pidfd, until it is closed and -1
 	id      string      // of the freeze, known once it is prepared
 	stays   atomic.Bool // the freeze does, when this end is closed
 	closed  atomic.Bool
@@ -36,8 +37,42 @@ func newGuard(dir string, sock *packets, pidfd int) *Guard {
 	return g
 }
 
-// guardPatience bounds the wait for an answer of a guard that is not freezing.
-const guardPatience = 10 * time.Second
+const (
+	// guardPatience bounds the wait for an answer of a guard that is not freezing.
+	guardPatience = 10 * time.Second
+	// thawPatience bounds the wait for a thaw, which may take as long as a disk.
+	thawPatience = 2 * time.Minute
+	// wakePause is the time between two tries to wake a guard that somebody has stopped.
+	wakePause = time.Second
+)
+
+// wake continues a guard that somebody has stopped. It is nobody's child, so no parent
+// sees that.
+func (g *Guard) wake() {
+	g.waking.Lock()
+	defer g.waking.Unlock()
+	if g.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(g.pidfd, unix.SIGCONT, nil, 0)
+	}
+}
+
+// awaitEnd waits for the guard's end, and keeps it awake.
+func (g *Guard) awaitEnd() error {
+	g.wake()
+	tick := time.NewTicker(wakePause)
+	defer tick.Stop()
+	late := time.After(thawPatience)
+	for {
+		select {
+		case <-g.done:
+			return nil
+		case <-tick.C:
+			g.wake()
+		case <-late:
+			return fmt.Errorf("%w yet: its guard has not said so for %v", ErrNotThawed, thawPatience)
+		}
+	}
+}
 
 // Start starts a guard, which keeps its journal in a directory in memory: "" is [Dir].
 // Nothing is frozen yet. What earlier guards have left there that were killed is
@@ -149,6 +184,9 @@ func List(dir string) ([]State, error) {
 	return states, nil
 }
 
+// overdueAfter is how long after its deadline a guard may be at the thaw.
+const overdueAfter = time.Second
+
 func (r *record) state() State {
 	s := State{
 		ID: r.ID, Guard: int(r.Guard.pid), Requester: int(r.Requester.pid),
@@ -156,6 +194,9 @@ func (r *record) state() State {
 	}
 	if r.Until > 0 {
 		s.Left = max(r.Until-boottime(), 0)
+		if late := boottime() - r.Until; late > overdueAfter {
+			s.Overdue = late
+		}
 	}
 	proc, err := openProc()
 	if err == nil {
@@ -179,7 +220,12 @@ func (r *record) state() State {
 // listen hears the guard to its end.
 func (g *Guard) listen() {
 	defer close(g.done)
-	defer func() { _ = unix.Close(g.pidfd) }()
+	defer func() {
+		g.waking.Lock()
+		defer g.waking.Unlock()
+		_ = unix.Close(g.pidfd)
+		g.pidfd = -1
+	}()
 	var refusal error
 	for {
 		m, fd, err := g.sock.receive()
@@ -278,7 +324,7 @@ func (g *Guard) Prepare(ctx context.Context, o Order) error {
 }
 
 // Freeze freezes, all or nothing unless the order allows a part. After an error
-// nothing is frozen, and the Report may say what stood in the way; it is
+// nothing is frozen, unless it is [ErrNotThawed], and the Report may say what stood in the way; it is
 // [ErrOrder], [ErrNoTarget], [ErrSelf], [ErrHeld], [ErrUnstoppable], [ErrRestless],
 // [ErrGuardLost], one of those of file systems, or the context's. A guard freezes once.
 func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
@@ -294,7 +340,9 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 		return *m.Report, nil
 	}
 	g.Close()
-	<-g.done
+	if late := g.awaitEnd(); late != nil {
+		err = errors.Join(err, late)
+	}
 	r := Report{}
 	if m.Report != nil {
 		r = *m.Report
@@ -305,10 +353,13 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 // Thaw thaws, and waits for it. The error is nil if it was this call that has ended
 // the freeze, and all of it: [ErrBroken] if somebody else had ended a part before.
 func (g *Guard) Thaw() error {
+	g.wake()
 	if err := g.sock.send(message{Op: opThaw}, -1); err != nil {
 		g.Close()
 	}
-	<-g.done
+	if err := g.awaitEnd(); err != nil {
+		return err
+	}
 	return g.err
 }
 
@@ -328,6 +379,7 @@ func (g *Guard) State() (State, error) { return g.inquire(message{Op: opState}) 
 func (g *Guard) inquire(m message) (State, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), guardPatience)
 	defer cancel()
+	g.wake()
 	answer, err := g.ask(ctx, m)
 	if err != nil {
 		return State{}, err

@@ -13,7 +13,7 @@ import (
 
 // watch thaws what guards leave that are killed, by their journals. It learns of new
 // guards by inotify(7), for the directory may be used by others, and of their end
-// by pidfds.
+// by pidfds. A guard that somebody has stopped is continued when its time is up.
 type watch struct {
 	dir     string
 	log     func(string, ...any)
@@ -44,7 +44,43 @@ func newWatch(dir string, log func(string, ...any)) (*watch, error) {
 		return nil, err
 	}
 	w.work.Go(w.listen)
+	w.work.Go(w.wake)
 	return w, nil
+}
+
+// wake continues the guards that somebody has stopped, and whose time is up.
+func (w *watch) wake() {
+	tick := time.NewTicker(watchPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-w.closing:
+			return
+		case <-tick.C:
+		}
+		w.mu.Lock()
+		none := len(w.guards) == 0
+		w.mu.Unlock()
+		if none {
+			continue
+		}
+		found, err := records(w.dir)
+		if err != nil {
+			continue // listen tells of it
+		}
+		now := boottime()
+		w.mu.Lock()
+		for i := range found {
+			pidfd := w.guards[found[i].ID]
+			if pidfd == nil || found[i].Until == 0 || found[i].Until > now {
+				continue
+			}
+			if conn, err := pidfd.SyscallConn(); err == nil {
+				_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGCONT, nil, 0) })
+			}
+		}
+		w.mu.Unlock()
+	}
 }
 
 // follow asks for news of the directory, and catches up with it.

@@ -1,10 +1,12 @@
 package freezer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // What a killed guard has held is thawed at once, also of a freeze that was detached,
@@ -108,4 +110,44 @@ func TestWatchEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	thaw(t, g)
+}
+
+// A guard that somebody has stopped thaws nevertheless, when it is asked or its time is
+// up: here nobody asks but the watch.
+func TestStoppedGuard(t *testing.T) {
+	needIsolation(t)
+	v := victims(t)
+	stop := func(g *Guard) {
+		s, err := g.State()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = syscall.Kill(s.Guard, syscall.SIGSTOP)
+		await(t, "the guard to stop", func() bool { return stateOf(s.Guard) == "T" })
+	}
+	tree := Order{Targets: []Target{Tree(v.pid())}, Timeout: time.Minute}
+	g, _ := freeze(t, tree)
+	stop(g)
+	if s, err := g.Extend(time.Minute); err != nil || s.Left < time.Second {
+		t.Errorf("extend: %+v, %v", s, err)
+	}
+	stop(g)
+	thaw(t, g)
+
+	tree.Timeout = 500 * time.Millisecond
+	g, _ = freeze(t, tree)
+	stop(g)
+	await(t, "the freeze to be overdue", func() bool {
+		s, err := List("")
+		return err == nil && len(s) == 1 && s[0].Overdue > 0
+	})
+	if n := stopped(t); n != 5 {
+		t.Errorf("%d are stopped", n)
+	}
+	_, _ = newExecutor(t, nil)
+	<-g.Done()
+	if err := g.Err(); !errors.Is(err, ErrDeadline) {
+		t.Error(err)
+	}
+	awaitThaw(t)
 }

@@ -63,8 +63,9 @@ type State struct {
 	Detached  bool          `json:"detached"`
 	Targets   []Target      `json:"targets"`
 	Since     time.Time     `json:"since"`
-	Left      time.Duration `json:"left"`            // until the deadline; less than 0 if there is none
-	Lease     time.Duration `json:"lease,omitempty"` // as in the [Order]
+	Left      time.Duration `json:"left"`              // until the deadline; less than 0 if there is none
+	Overdue   time.Duration `json:"overdue,omitempty"` // since the deadline: the guard is stopped, or waits for a disk
+	Lease     time.Duration `json:"lease,omitempty"`   // as in the [Order]
 	Report    Report        `json:"report"`
 }
 

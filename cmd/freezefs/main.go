@@ -142,6 +142,9 @@ func describe(s *freezer.FSState) string {
 	case s.Lost:
 		return fmt.Sprintf("frozen by guard %d, which was killed; thawfs thaws it", s.By.Guard)
 	}
+	if s.By.Overdue > 0 {
+		return fmt.Sprintf("frozen, and should have been thawed %v ago by guard %d", s.By.Overdue.Round(time.Second), s.By.Guard)
+	}
 	return fmt.Sprintf("frozen %s by guard %d, since %s", until(s.By), s.By.Guard, s.By.Since.Local().Format(time.DateTime))
 }
 

@@ -61,6 +61,9 @@ func list(asJSON bool) int {
 		if s.Left >= 0 {
 			left = s.Left.Round(100 * time.Millisecond).String()
 		}
+		if s.Overdue > 0 {
+			left = "overdue"
+		}
 		if s.Detached {
 			requester = "gone"
 		}
