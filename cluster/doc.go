@@ -26,6 +26,7 @@
 //     it can never end what the same owner asked for later.
 //   - Linearizable reads go by an index the leader vouched for after it proved
 //     that it still leads, and only once it has applied its own term's first entry.
+//     It is that of what is committed: a follower may have applied more than its leader.
 //   - Nothing runs as leader before that entry either, and whatever runs as
 //     leader only proposes: what happens is decided by the log.
 //   - A lock is freed for a death only when the process is dead for certain, and

@@ -108,9 +108,9 @@ func (n *Node) term(ctx context.Context) {
 	o := newOffice(n.raft, term, base)
 	o.refuse = func(c fsm.Command) (string, bool) { return n.refuse(o, c) }
 	o.reads = &reads{
-		applied: n.replica.appliedIndex,
-		verify:  func() error { return n.raft.VerifyLeader().Error() },
-		run:     n.run,
+		committed: n.committed,
+		verify:    func() error { return n.raft.VerifyLeader().Error() },
+		run:       n.run,
 	}
 	var jobs sync.WaitGroup
 	jobs.Go(func() { o.run(ctx) })

@@ -86,6 +86,7 @@ type Node struct {
 	// Of servers alone; nil in an agent.
 	replica *replica
 	raft    *raft.Raft
+	entries raft.LogStore // Raft\'s
 	trans   raftTransport
 	disk    *guardedDisk
 	closers []func() error

@@ -281,7 +281,11 @@ func (n *Node) standings(ctx context.Context, list []word) error {
 	if len(list) > maxWords {
 		return fmt.Errorf("%w: %d orders of one node", errPeerGarbage, len(list))
 	}
-	if _, err := n.ownReadIndex(ctx); err != nil {
+	r, err := n.ownReadIndex(ctx)
+	if err == nil {
+		err = n.replica.waitFor(ctx, r.index)
+	}
+	if err != nil {
 		return err
 	}
 	if o := n.office.Load(); o != nil {

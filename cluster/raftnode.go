@@ -77,7 +77,7 @@ func (n *Node) openRaft() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start raft in %s: %w", n.cfg.DataDir, err), n.trans.Close())
 	}
-	n.raft = r
+	n.raft, n.entries = r, log
 	n.run(func() { n.watchLeadership(notify) })
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/lockerd/lockerd/fsm"
 )
 
@@ -190,6 +192,28 @@ func (n *Node) ownReadIndex(ctx context.Context) (readIndex, error) {
 	return readIndex{index: index, now: o.now()}, err
 }
 
+// committed is the index of the last entry for the table that is committed, as Raft
+// knows here. The table itself may be behind: a follower that has applied an entry may
+// have told its client of a grant before its leader has applied the same.
+func (n *Node) committed() (uint64, error) {
+	return lastCommand(n.entries, n.replica.appliedIndex(), n.raft.CommitIndex())
+}
+
+// lastCommand is the index of the last entry for the table up to commit; that at applied
+// is one. Raft's own entries never reach the table, so nobody can wait for them.
+func lastCommand(log raft.LogStore, applied, commit uint64) (uint64, error) {
+	for i := commit; i > applied; i-- {
+		var l raft.Log
+		if err := log.GetLog(i, &l); err != nil {
+			return 0, fmt.Errorf("read log entry %d: %w", i, err)
+		}
+		if l.Type == raft.LogCommand {
+			return i, nil
+		}
+	}
+	return applied, nil
+}
+
 // readIndex is what a linearizable read goes by, and replicated time as the leader
 // counts it: the log's own stamps stand still while nothing happens.
 type readIndex struct {
@@ -200,9 +224,9 @@ type readIndex struct {
 // reads lets all readers that come while a leadership check is under way share
 // the next one.
 type reads struct {
-	applied func() uint64
-	verify  func() error
-	run     func(func()) // starts a goroutine
+	committed func() (uint64, error)
+	verify    func() error
+	run       func(func()) // starts a goroutine
 
 	mu      sync.Mutex
 	waiting []chan vouched
@@ -244,7 +268,8 @@ func (r *reads) serve() {
 			return
 		}
 		r.mu.Unlock()
-		got := vouched{index: r.applied()}
+		var got vouched
+		got.index, got.err = r.committed()
 		if err := r.verify(); err != nil {
 			got.err = fmt.Errorf("%w: %w", errOutOfOffice, err)
 		}

@@ -336,10 +336,14 @@ func (c *simClient) release(ctx context.Context, rel fsm.Release) (res fsm.Resul
 	sure = true
 	for ctx.Err() == nil {
 		try, cancel := context.WithTimeout(ctx, 20*time.Second)
-		res, err := c.chaos.pick(c.rng).Submit(try, rel)
+		n := c.chaos.pick(c.rng)
+		inc := n.ledger.incarnation()
+		res, err := n.Submit(try, rel)
 		cancel()
 		if err == nil {
-			return res, sure
+			// A node that was given up meanwhile has asked twice, and cannot tell what its
+			// own first request has ended from what was over before.
+			return res, sure && n.ledger.incarnation() == inc
 		}
 		sure = false
 		c.risky = true
