@@ -55,7 +55,7 @@ Exit status: the command's own, 128+n if signal n ended it, and
    76  it was thawed before the command had ended, which was ended because of
        that: the time was up, or the guard was killed; or somebody else let a
        process go on, which is found out when the command has ended
-   77  only root may freeze
+   77  only root may freeze, thaw, and see what is frozen
   126  the command cannot be executed
   127  there is no such command
 `

@@ -29,6 +29,8 @@ var program = getopt.Program{
 	Name: "freezethaw", Version: version, Usage: usage, UsageEnd: usageEnd,
 	Statuses: []getopt.Status{
 		{Of: freezer.ErrPermission, Code: exitNoRight},
+		{Of: errLook, Code: exitNoRight},
+		{Of: errThaw, Code: exitNoRight},
 		{Of: freezer.ErrOrder, Code: getopt.ExitUsage},
 		{Of: freezer.ErrSelf, Code: getopt.ExitUsage},
 		{Of: freezer.ErrNoTarget, Code: exitNoTarget},

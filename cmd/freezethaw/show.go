@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -47,7 +48,16 @@ func printable(name string) string {
 	return quoted
 }
 
+// What only root may do beside freezing.
+var (
+	errLook = errors.New("only root may see what is frozen")
+	errThaw = errors.New("only root may thaw")
+)
+
 func list(asJSON bool) int {
+	if os.Geteuid() != 0 { // the directory could not be read, and would look empty
+		return program.Complain(errLook)
+	}
 	states, err := freezer.List("")
 	if err != nil {
 		return complain(err)
@@ -73,6 +83,9 @@ func list(asJSON bool) int {
 }
 
 func recovered(asJSON bool) int {
+	if os.Geteuid() != 0 {
+		return program.Complain(errThaw)
+	}
 	done, err := freezer.Recover("")
 	switch {
 	case asJSON && done == nil:

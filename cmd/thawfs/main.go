@@ -33,6 +33,7 @@ var program = getopt.Program{
 	Statuses: []getopt.Status{
 		{Of: freezer.ErrNotFrozen, Code: exitNotFrozen},
 		{Of: freezer.ErrPermission, Code: exitNoRight},
+		{Of: errNoRight, Code: exitNoRight},
 		{Of: freezer.ErrNotMounted, Code: exitNotMounted},
 		{Of: freezer.ErrNotSupported, Code: exitUnsupported},
 		{Of: freezer.ErrUnknown, Code: exitUnknown},
@@ -71,6 +72,9 @@ Exit status; of several the highest, and all are tried:
    70  internal error, or one of the device
    77  only root may thaw
 `
+
+// errNoRight is for who is not root, in the words of what was asked for.
+var errNoRight = errors.New("only root may thaw, and see what is frozen")
 
 type options struct {
 	getopt.Standard
@@ -120,6 +124,9 @@ func run(args []string) int {
 	case o.Asked():
 		program.Answer(o.Standard, flags(&options{}))
 		return 0
+	}
+	if os.Geteuid() != 0 {
+		return program.Complain(errNoRight)
 	}
 	return thaw(o)
 }
