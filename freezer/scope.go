@@ -49,6 +49,8 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 					return fmt.Errorf("%w: there is no process %d", ErrNoTarget, pid)
 				case st.flags&kernelThread != 0:
 					return fmt.Errorf("%w: process %d is a thread of the kernel", ErrOrder, pid)
+				case t.Kind == KindProcesses && slices.Contains(s.listed, st.pid):
+					// Named twice it is still one.
 				case t.Kind == KindTree:
 					s.roots = append(s.roots, st.pid)
 				default:

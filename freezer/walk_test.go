@@ -214,6 +214,17 @@ func TestScopes(t *testing.T) {
 	thaw(t, g)
 }
 
+// A process that is named twice is frozen once.
+func TestNamedTwice(t *testing.T) {
+	needIsolation(t)
+	pid := victims(t).pid()
+	g, r := freeze(t, Order{Targets: []Target{Processes(pid, pid), Processes(pid)}, Timeout: time.Minute})
+	if r.Processes != 1 || stopped(t) != 1 {
+		t.Errorf("%d processes, %d are stopped", r.Processes, stopped(t))
+	}
+	thaw(t, g)
+}
+
 func TestRefused(t *testing.T) {
 	needIsolation(t)
 	g := start(t)
