@@ -196,7 +196,8 @@ func (d *duty) thaw(prepared Prepared) {
 	d.say(r)
 }
 
-// causeOf reads what an executor says.
+// causeOf reads what an executor says. What has failed counts as a lost guard; its error
+// says more.
 func causeOf(s string) fsm.ThawCause {
 	switch s {
 	case "deadline":
@@ -205,6 +206,8 @@ func causeOf(s string) fsm.ThawCause {
 		return fsm.ThawAsked
 	case "quorum":
 		return fsm.ThawQuorum
+	case "local":
+		return fsm.ThawLocal
 	}
 	return fsm.ThawGuard
 }

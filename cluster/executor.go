@@ -49,6 +49,7 @@ type Prepared interface {
 	Err() error
 
 	// Cause says, once Done is closed, why: "asked", "deadline", "quorum" if it was the
-	// lease, or "guard".
+	// lease, "guard" if that was lost, "local" if somebody has thawed on the host itself,
+	// or "failed", of which Err says more.
 	Cause() string
 }

@@ -31,8 +31,9 @@ func (p *webPort) orders(w http.ResponseWriter, r *http.Request) {
 }
 
 // openOrder answers POST /v1/orders: a JSON object a line for each state that the order
-// comes into, up to frozen, or, if it is attached, to its end. An attached order ends
-// with the connection.
+// comes into, up to frozen, or, if it is attached, to its end. The order ends with the
+// connection: an attached one always, and another one before its frozen line is written,
+// as nobody would know of it.
 func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
 	by, err := p.admin(r)
 	if err != nil {
@@ -61,14 +62,14 @@ func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
 		failAdmin(w, err)
 		return
 	}
-	closed := p.stream(w, r, id, req.Attached)
-	if req.Attached && !closed {
+	if !p.stream(w, r, id, req.Attached) {
 		p.node.AbandonOrder(id)
 	}
 }
 
-// stream tells of an order's states, and reports whether it told of the last one.
-func (p *webPort) stream(w http.ResponseWriter, r *http.Request, id uint64, attached bool) (closed bool) {
+// stream tells of an order's states, and reports whether it told of the last one that it
+// is to tell of.
+func (p *webPort) stream(w http.ResponseWriter, r *http.Request, id uint64, attached bool) (told bool) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
 	// The time for requests is over; what is waited for now is the end of the connection.
@@ -94,13 +95,12 @@ func (p *webPort) stream(w http.ResponseWriter, r *http.Request, id uint64, atta
 		default:
 			state = o.State
 			err = enc.Encode(o)
-			closed = o.State == fsm.OrderClosed.String()
 		}
 		if err != nil || out.Flush() != nil {
 			return false
 		}
-		if closed || !attached && state == fsm.OrderFrozen.String() {
-			return closed
+		if stateOf(state) == fsm.OrderClosed || !attached && stateOf(state) == fsm.OrderFrozen {
+			return true
 		}
 	}
 }

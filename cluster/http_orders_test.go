@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -198,19 +199,22 @@ func TestHTTPOrders(t *testing.T) {
 	}
 }
 
-// TestHTTPOrderEndsWithItsConnection hangs up an attached order, on a server and on an
-// agent, and thaws one whose request is still there.
+// TestHTTPOrderEndsWithItsConnection hangs up an attached order, and one that is not yet
+// frozen, on a server and on an agent, and thaws one whose request is still there.
 func TestHTTPOrderEndsWithItsConnection(t *testing.T) {
 	s := newOrderFarm(t)
 	events := watch(t, s.urls["n1"]+"/v1/events")
 	for _, via := range []string{"n1", "agent"} {
-		for _, state := range []string{"preparing", "frozen"} {
-			release := func() {}
+		for _, tc := range []struct {
+			state    string
+			attached bool
+		}{{"preparing", true}, {"frozen", true}, {"preparing", false}} {
+			state, release := tc.state, func() {}
 			if state == "preparing" {
 				release = s.execs["agent"].hold("prepare")
 			}
 			ctx, hangUp := context.WithCancel(t.Context())
-			until(t, s.order(ctx, via, `{"action":"freeze","nodes":["agent"],"attached":true,"timeout_ms":-1}`), state)
+			until(t, s.order(ctx, via, fmt.Sprintf(`{"action":"freeze","nodes":["agent"],"attached":%v,"timeout_ms":-1}`, tc.attached)), state)
 			hangUp()
 			line := events()
 			for !strings.Contains(line, "order-closed") {

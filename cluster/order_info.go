@@ -49,7 +49,7 @@ type OrderNode struct {
 	State  string `json:"state"`           // preparing, ready, frozen, failed or thawed
 	Text   string `json:"text,omitempty"`  // what is frozen, or why it failed
 	TookMS uint64 `json:"took_ms"`         // to freeze
-	Cause  string `json:"cause,omitempty"` // of a thaw: asked, deadline, quorum, guard, stopping or gone
+	Cause  string `json:"cause,omitempty"` // of a thaw: asked, deadline, quorum, guard, stopping, gone or local
 }
 
 // OrderReasons are the values of OrderInfo.Reason.

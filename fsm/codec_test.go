@@ -50,6 +50,7 @@ func fullCommands() []Command {
 			Timeout: 60_000, Attached: true, Fence: 1 << 40, ReleaseLock: true,
 		},
 		OrderReport{Order: 300, Node: 1 << 33, State: PartThawed, Text: "12 processes", Took: 200, Cause: ThawQuorum},
+		OrderReport{Order: 300, Node: 1, State: PartThawed, Cause: ThawLocal},
 		OrderEnd{Order: 300, By: "root@h1", Reason: OrderThawed},
 		OrderEnd{Order: 300, By: "n3", Reason: OrderNodeAway},
 	}

@@ -152,7 +152,7 @@ func (s *script) order() Command {
 	case PartFailed:
 		c.Text = "no"
 	case PartThawed:
-		c.Cause = [...]ThawCause{ThawQuorum, ThawAsked, ThawDeadline, ThawQuorum, ThawGuard, ThawStopping, ThawGone, ThawQuorum}[s.next(8)]
+		c.Cause = [...]ThawCause{ThawQuorum, ThawAsked, ThawDeadline, ThawQuorum, ThawGuard, ThawStopping, ThawGone, ThawQuorum, ThawLocal, ThawQuorum}[s.next(10)]
 	}
 	return c
 }

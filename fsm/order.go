@@ -84,16 +84,17 @@ type ThawCause uint8
 
 const (
 	ThawNone     ThawCause = iota
-	ThawAsked              // the order had ended, or somebody thawed on the host itself
+	ThawAsked              // the order had ended
 	ThawDeadline           // the node's own count of the order's time
 	ThawQuorum             // the node was out of touch with the leader
 	ThawGuard              // what guards the freeze was lost
 	ThawStopping           // lockerd is stopping there
 	ThawGone               // nobody has said so: the node's incarnation is over, and what it had frozen with it
+	ThawLocal              // somebody has thawed on the host itself
 )
 
 func (c ThawCause) String() string {
-	return word(int(c), "none", "asked", "deadline", "quorum", "guard", "stopping", "gone")
+	return word(int(c), "none", "asked", "deadline", "quorum", "guard", "stopping", "gone", "local")
 }
 
 // Order is what somebody has asked nodes to do, and what has come of it. It is never
@@ -272,7 +273,7 @@ func (c OrderReport) validate() error {
 	switch {
 	case c.Order == 0:
 		return errOrderNone
-	case c.State == PartPreparing || c.State > PartThawed || c.Cause > ThawStopping, (c.State == PartThawed) != (c.Cause != ThawNone):
+	case c.State == PartPreparing || c.State > PartThawed || c.Cause > ThawLocal, c.Cause == ThawGone, (c.State == PartThawed) != (c.Cause != ThawNone):
 		return errOrderState
 	}
 	return checkText("report", c.Text, MaxOrderText)

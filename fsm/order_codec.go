@@ -150,7 +150,7 @@ func (r *reader) order() *Order {
 			State: PartState(r.byte()), Cause: ThawCause(r.byte()),
 			Text: r.text(MaxOrderText, "report"), Took: r.millis(),
 		}
-		if p.State > PartThawed || p.Cause > ThawGone {
+		if p.State > PartThawed || p.Cause > ThawLocal {
 			r.fail("part in state %d by cause %d", p.State, p.Cause)
 		}
 		if r.err != nil {

@@ -78,8 +78,10 @@ func (c ThawCause) reason() (OrderReason, string) {
 		return OrderNodeLeft, ""
 	case ThawGuard:
 		return OrderFailed, "what guards the freeze was lost"
+	case ThawLocal:
+		return OrderFailed, "it was thawed on the host itself"
 	}
-	return OrderFailed, "it was thawed on the host itself"
+	return OrderFailed, "it was thawed before the order had ended"
 }
 
 func (m *Machine) orderEnd(c OrderEnd) Result {

@@ -244,7 +244,7 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		for c.State.String() != a.word(2) && c.State <= PartThawed {
 			c.State++
 		}
-		for cause := a.values["cause"]; cause != "" && c.Cause.String() != cause && c.Cause <= ThawGone; {
+		for cause := a.values["cause"]; cause != "" && c.Cause.String() != cause && c.Cause <= ThawLocal; {
 			c.Cause++
 		}
 		p.Command = c

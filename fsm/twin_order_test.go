@@ -93,7 +93,7 @@ func (t *twin) reportOrder(c OrderReport) {
 			return n
 		}
 		reasons := map[ThawCause]OrderReason{
-			ThawAsked: OrderFailed, ThawGuard: OrderFailed, ThawDeadline: OrderDeadline, ThawQuorum: OrderQuorum, ThawStopping: OrderNodeLeft,
+			ThawAsked: OrderFailed, ThawGuard: OrderFailed, ThawLocal: OrderFailed, ThawDeadline: OrderDeadline, ThawQuorum: OrderQuorum, ThawStopping: OrderNodeLeft,
 		}
 		switch {
 		case o.State == OrderThawing:
@@ -101,7 +101,10 @@ func (t *twin) reportOrder(c OrderReport) {
 		case c.State == PartFailed:
 			t.endOrder(o, OrderFailed, p.Name, p.Text)
 		case c.State == PartThawed:
-			text := map[ThawCause]string{ThawAsked: "it was thawed on the host itself", ThawGuard: "what guards the freeze was lost"}[c.Cause]
+			text := map[ThawCause]string{
+				ThawAsked: "it was thawed before the order had ended", ThawGuard: "what guards the freeze was lost",
+				ThawLocal: "it was thawed on the host itself",
+			}[c.Cause]
 			t.endOrder(o, reasons[c.Cause], p.Name, text)
 		case c.State == PartFrozen && o.State == OrderPreparing:
 			t.endOrder(o, OrderFailed, p.Name, "it has not waited for the others")
