@@ -199,9 +199,9 @@ func (t Target) String() string {
 	case KindProcesses:
 		return "processes " + numbers(t.PIDs)
 	case KindCgroup:
-		return "cgroup " + t.Path
+		return "cgroup " + oneLine(t.Path)
 	case KindFileSystem:
-		return "file system " + t.Path
+		return "file system " + oneLine(t.Path)
 	}
 	return string(t.Kind)
 }
@@ -280,13 +280,13 @@ func (r *Report) String() string {
 	}
 	switch n := len(r.Cgroups); {
 	case n == 1:
-		parts = append(parts, "cgroup "+r.Cgroups[0])
+		parts = append(parts, "cgroup "+oneLine(r.Cgroups[0]))
 	case n > 1:
 		parts = append(parts, strconv.Itoa(n)+" cgroups")
 	}
 	switch n := len(r.FileSystems); {
 	case n == 1:
-		parts = append(parts, "file system "+r.FileSystems[0])
+		parts = append(parts, "file system "+oneLine(r.FileSystems[0]))
 	case n > 1:
 		parts = append(parts, strconv.Itoa(n)+" file systems")
 	}

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -64,20 +65,20 @@ func run(args []string) int {
 	case o.dryRun:
 		return survey(o)
 	}
-	return freeze(o)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return freeze(ctx, o)
 }
 
 // freeze leaves everything to a guard. Until it is frozen, a signal thaws.
-func freeze(o *options) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+func freeze(ctx context.Context, o *options) int {
 	guard, err := freezer.Start(ctx, "")
-	if err != nil {
-		return program.Complain(err)
+	var report freezer.Report
+	if err == nil {
+		defer guard.Close()
+		report, err = guard.Freeze(ctx, o.order)
 	}
-	defer guard.Close()
-	report, err := guard.Freeze(ctx, o.order)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && !errors.Is(err, freezer.ErrNotThawed) {
 		fmt.Fprintln(os.Stderr, "freezefs: a signal came before it was frozen; nothing is")
 		return exitTempFail
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 var binDir string
 
 func TestMain(m *testing.M) {
+	freezer.AtGuard()
 	var err error
 	if binDir, err = os.MkdirTemp("", "freezefs"); err != nil {
 		panic(err)
@@ -201,6 +203,44 @@ func TestGuardKilled(t *testing.T) {
 	code, out, _ := call(t, freezefs, "-q", "--json", point)
 	if err := json.Unmarshal([]byte(out), &states); err != nil || code != 0 || len(states) != 1 || states[0].Frozen {
 		t.Errorf("status %d, %q: %v", code, out, err)
+	}
+}
+
+// A signal may come before there is a guard.
+func TestInterruptedAtOnce(t *testing.T) {
+	point := newFS(t)
+	o, err := parse([]string{point})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if code := freeze(ctx, o); code != exitTempFail {
+		t.Errorf("status %d, want %d", code, exitTempFail)
+	}
+	freezefs, _ := programs()
+	if code, out, errs := call(t, freezefs, "-q", point); code != 0 {
+		t.Errorf("status %d, %q, %q", code, out, errs)
+	}
+}
+
+// An error is one line, whatever the name.
+func TestNameOfTwoLines(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may ask")
+	}
+	freezefs, thawfs := programs()
+	name := t.TempDir() + "/a\nb"
+	if err := os.Mkdir(name, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{
+		{freezefs, name}, {freezefs, "-q", name}, {freezefs, name + "/missing"}, {thawfs, name}, {thawfs, "--dry-run", name},
+	} {
+		code, out, errs := call(t, argv...)
+		if code != 66 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, `a\nb`) {
+			t.Errorf("%q: status %d, %q, %q", argv, code, out, errs)
+		}
 	}
 }
 

@@ -8,7 +8,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -138,6 +141,14 @@ type thawed struct {
 	Error  string `json:"error,omitempty"`
 }
 
+// oneLine quotes a name that would make several of one.
+func oneLine(name string) string {
+	if strings.ContainsFunc(name, unicode.IsControl) {
+		return strconv.Quote(name)
+	}
+	return name
+}
+
 // thaw looks at all before it thaws one: several may be frozen as one. Of a single one
 // ThawFS itself knows.
 func thaw(o *options) int {
@@ -157,7 +168,7 @@ func thaw(o *options) int {
 		case o.dryRun && err != nil:
 			errs[i] = err
 		case o.dryRun && !s.Frozen:
-			errs[i] = fmt.Errorf("%s: %w", m, freezer.ErrNotFrozen)
+			errs[i] = fmt.Errorf("%s: %w", oneLine(m), freezer.ErrNotFrozen)
 		}
 	}
 	for i, m := range o.mounts {
