@@ -352,6 +352,8 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 
 // Thaw thaws, and waits for it. The error is nil if it was this call that has ended
 // the freeze, and all of it: [ErrBroken] if somebody else had ended a part before.
+// After two minutes without the guard's word it is [ErrNotThawed]: a disk takes that long,
+// or somebody holds the guard, as a debugger does.
 func (g *Guard) Thaw() error {
 	g.wake()
 	if err := g.sock.send(message{Op: opThaw}, -1); err != nil {
