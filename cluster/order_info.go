@@ -12,7 +12,7 @@ type OrderRequest struct {
 	Action      string          `json:"action"`                 // freeze or fsfreeze
 	Spec        json.RawMessage `json:"spec"`                   // what, for the nodes' executors
 	Nodes       []string        `json:"nodes,omitempty"`        // by name
-	All         bool            `json:"all,omitempty"`          // all nodes that are in touch, instead of Nodes
+	All         bool            `json:"all,omitempty"`          // all servers and agents, instead of Nodes; refused if one is out of touch. One that was given up (Config.NodeGrace) is left out
 	TimeoutMS   int64           `json:"timeout_ms,omitempty"`   // 0: 60 s; negative: none
 	Attached    bool            `json:"attached,omitempty"`     // ends with this request's connection
 	Fence       uint64          `json:"fence,omitempty"`        // of a hold: the order ends with it

@@ -45,7 +45,6 @@ func newOrderSimWith(t *testing.T, servers, agents int, configure func(*Config))
 		s.start(fmt.Sprintf("agent%d", i+1))
 	}
 	s.joined()
-	time.Sleep(2 * pingInterval) // every server knows every node's way
 	return s
 }
 
@@ -70,6 +69,7 @@ func (s *orderSim) joined() {
 		})
 		return found == len(s.nodes)
 	})
+	time.Sleep(2 * pingInterval) // every server knows every node's way
 }
 
 func (s *orderSim) until(what string, cond func() bool) {

@@ -190,7 +190,7 @@ type OrderOpen struct {
 	Action      string
 	Spec        []byte   // what; only the nodes read it
 	Nodes       []string // by name
-	AllNodes    bool     // all that are in touch, instead
+	AllNodes    bool     // all that the table has, instead; refused if one is out of touch. Those given up are left out
 	Timeout     Millis   // once all are ready; 0 = none
 	Attached    bool     // ends with the node that asks
 	Fence       Fence    // ends with that hold

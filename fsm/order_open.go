@@ -88,7 +88,7 @@ func (m *Machine) orderOpen(ask Ask, c OrderOpen) Result {
 }
 
 // assign resolves names to incarnations: the latest of each name, which has to be in
-// touch. Of AllNodes, those that are.
+// touch. AllNodes are the latest of all names.
 func (m *Machine) assign(c OrderOpen) (parts []*OrderPart, reason string) {
 	latest := make(map[string]*session, len(m.sessions))
 	for _, s := range m.sessions {
@@ -96,12 +96,16 @@ func (m *Machine) assign(c OrderOpen) (parts []*OrderPart, reason string) {
 	}
 	if c.AllNodes {
 		for _, s := range m.sessions {
-			if latest[s.node.Name] == s && !s.node.Away {
+			switch {
+			case latest[s.node.Name] != s:
+			case s.node.Away:
+				return nil, fmt.Sprintf("node %s is out of touch", brief(s.node.Name))
+			default:
 				parts = append(parts, &OrderPart{Node: s.node.Incarnation, Name: s.node.Name})
 			}
 		}
 		if len(parts) == 0 {
-			return nil, "no node is in touch"
+			return nil, "there are no nodes"
 		}
 		return parts, ""
 	}

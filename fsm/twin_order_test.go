@@ -29,7 +29,7 @@ func (t *twin) openOrder(ask Ask, c OrderOpen) Result {
 	names := c.Nodes
 	if c.AllNodes {
 		for _, n := range t.nodes {
-			if !slices.ContainsFunc(t.nodes, func(l Node) bool { return l.Name == n.Name && l.Incarnation > n.Incarnation }) && !n.Away {
+			if !slices.ContainsFunc(t.nodes, func(l Node) bool { return l.Name == n.Name && l.Incarnation > n.Incarnation }) {
 				names = append(names, n.Name)
 			}
 		}
