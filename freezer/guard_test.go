@@ -216,7 +216,7 @@ func TestRecoverTouchesNoOther(t *testing.T) {
 func TestDeadline(t *testing.T) {
 	needIsolation(t)
 	v := victims(t)
-	g, _ := freeze(t, Order{Targets: []Target{Tree(v.pid())}, Timeout: 300 * time.Millisecond})
+	g, _ := freeze(t, Order{Targets: []Target{Tree(v.pid())}, Timeout: 3 * time.Second})
 	if n := stopped(t); n != 4 {
 		t.Errorf("%d processes are stopped", n)
 	}
