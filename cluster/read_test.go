@@ -17,7 +17,14 @@ func TestLastCommand(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ applied, commit, want uint64 }{
-		{0, 0, 0}, {1, 1, 1}, {1, 2, 2}, {1, 3, 2}, {2, 3, 2}, {2, 4, 4}, {2, 6, 4}, {4, 6, 4},
+		{0, 0, 0},
+		{1, 1, 1},
+		{1, 2, 2},
+		{1, 3, 2},
+		{2, 3, 2},
+		{2, 4, 4},
+		{2, 6, 4},
+		{4, 6, 4},
 		{200, 100, 200}, // a snapshot has come in between
 	} {
 		if got, err := lastCommand(log, c.applied, c.commit); got != c.want || err != nil {
