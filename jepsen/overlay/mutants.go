@@ -302,13 +302,13 @@ func drift() Ticket {
 	{
 		Name: "no-thaw", About: "a node that is asked to thaw says that it has",
 		Check:    "nothing stays frozen",
-		Patches:  []Patch{{"freezer/prepared.go", "	_ = p.guard.Thaw()\n", "	return nil\n"}},
+		Patches:  []Patch{{"freezer/prepared.go", "	err := p.guard.Thaw()\n", "	return nil\n	err := error(nil)\n"}},
 		Workload: "freeze", Nodes: 3,
 	},
 	{
 		Name: "short-freeze", About: "a guard counts three times too fast",
 		Check:    "nothing thaws early",
-		Patches:  []Patch{{"freezer/guard.go", "g.until = boottime() + o.timeout()\n", "g.until = boottime() + o.timeout()/3\n"}},
+		Patches:  []Patch{{"freezer/guard.go", "g.until = g.heard + o.timeout()\n", "g.until = g.heard + o.timeout()/3\n"}},
 		Workload: "freeze", Nodes: 3,
 	},
 	{
