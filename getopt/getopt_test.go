@@ -92,3 +92,30 @@ func TestStatus(t *testing.T) {
 		}
 	}
 }
+
+func TestActions(t *testing.T) {
+	for args, want := range map[string]string{
+		"--stop --run": "stop run fd=0 []",
+		"--run --stop": "run stop fd=0 []",
+		"-F 7":         "fd=7 []",
+		"--fd=-1":      `invalid argument "-1" for "-F, --fd" flag: it is no file descriptor`,
+		"--fd x":       `invalid argument "x" for "-F, --fd" flag: it is no file descriptor`,
+		"--run=no":     `invalid argument "no" for "--run" flag: it takes no value`,
+	} {
+		fs := pflag.NewFlagSet("x", pflag.ContinueOnError)
+		fs.SetOutput(io.Discard)
+		act := Actions{fs}
+		got, fd := "", 0
+		act.Alone("run", "", "", func() { got += "run " })
+		act.Alone("stop", "", "", func() { got += "stop " })
+		act.With("fd", "F", "N", "", Descriptor(&fd))
+		if err := fs.Parse(strings.Fields(args)); err != nil {
+			got = err.Error()
+		} else {
+			got += fmt.Sprintf("fd=%d %v", fd, fs.Args())
+		}
+		if got != want {
+			t.Errorf("%s: got %s, want %s", args, got, want)
+		}
+	}
+}

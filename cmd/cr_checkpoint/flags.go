@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/getopt"
 )
 
 const usage = `cr_checkpoint - save running processes in a checkpoint file
@@ -76,82 +77,44 @@ type options struct {
 	refused        error // an option that is possible with BLCR only
 }
 
-// setter is an option without a value, or of one that is more than text.
-type setter struct {
-	kind string
-	set  func(text string) error
-}
-
-func (s *setter) String() string        { return "" }
-func (s *setter) Type() string          { return s.kind }
-func (s *setter) Set(text string) error { return s.set(text) }
-
-// switched is for options that take no value.
-func switched(do func()) func(string) error {
-	return func(text string) error {
-		if text != "true" {
-			return errors.New("it takes no value")
-		}
-		do()
-		return nil
-	}
-}
-
-// descriptor is for options that name an open file.
-func descriptor(to *int) func(string) error {
-	return func(text string) error {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 {
-			return errors.New("it is no file descriptor")
-		}
-		*to = n
-		return nil
-	}
-}
-
 // numbered is the backup that is named after the file.
 const numbered = "*.~N~"
 
 func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("cr_checkpoint", pflag.ContinueOnError)
 	fs.SortFlags = false
-	with := func(name, short, kind, help string, set func(string) error) *pflag.Flag {
-		return fs.VarPF(&setter{kind, set}, name, short, help)
-	}
-	alone := func(name, short, help string, do func()) {
-		with(name, short, "bool", help, switched(do)).NoOptDefVal = "true"
-	}
+	act := getopt.Actions{FlagSet: fs}
 	fs.BoolVarP(&o.help, "help", "?", false, "print this text")
 	fs.BoolVar(&o.version, "version", false, "print the version")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "print no errors or warnings")
 	fs.BoolVarP(&o.verbose, "verbose", "v", false, "tell what was saved, and how long it stood still")
 
 	scope := func(to func(int) checkpoint.Target) func() { return func() { o.scope = to } }
-	alone("tree", "T", "ID is a process, saved with all its descendants (default)", scope(checkpoint.Tree))
-	alone("pid", "p", "ID is a process that has no children", scope(checkpoint.Single))
-	alone("process", "", "the same as --pid", scope(checkpoint.Single))
-	alone("pgid", "g", "ID is a process group", scope(checkpoint.Group))
-	alone("group", "", "the same as --pgid", scope(checkpoint.Group))
-	alone("sid", "s", "ID is a session", scope(checkpoint.Session))
-	alone("session", "", "the same as --sid", scope(checkpoint.Session))
+	act.Alone("tree", "T", "ID is a process, saved with all its descendants (default)", scope(checkpoint.Tree))
+	act.Alone("pid", "p", "ID is a process that has no children", scope(checkpoint.Single))
+	act.Alone("process", "", "the same as --pid", scope(checkpoint.Single))
+	act.Alone("pgid", "g", "ID is a process group", scope(checkpoint.Group))
+	act.Alone("group", "", "the same as --pgid", scope(checkpoint.Group))
+	act.Alone("sid", "s", "ID is a session", scope(checkpoint.Session))
+	act.Alone("session", "", "the same as --sid", scope(checkpoint.Session))
 
-	alone("cwd", "c", "save in context.ID in the working directory (default)", func() { o.file = "" })
+	act.Alone("cwd", "c", "save in context.ID in the working directory (default)", func() { o.file = "" })
 	fs.StringVarP(&o.file, "file", "f", "", "save in `FILE`")
-	with("fd", "F", "N", "write to the open file descriptor N, which may be a pipe", descriptor(&o.fd))
+	act.With("fd", "F", "N", "write to the open file descriptor N, which may be a pipe", getopt.Descriptor(&o.fd))
 	fs.StringVarP(&o.dir, "dir", "d", "", "save in `DIR`, in a file for each process (not implemented, as in BLCR)")
 
 	policy := func(exclusive bool) func() { return func() { o.order.Exclusive, o.backup = exclusive, "" } }
-	alone("atomic", "", "replace FILE in one step (default)", policy(false))
-	with("backup", "", "NAME", "replace FILE in one step, and keep the old one as NAME, or FILE.~1~ and so on", func(text string) error {
+	act.Alone("atomic", "", "replace FILE in one step (default)", policy(false))
+	act.With("backup", "", "NAME", "replace FILE in one step, and keep the old one as NAME, or FILE.~1~ and so on", func(text string) error {
 		o.order.Exclusive, o.backup = false, text
 		return nil
 	}).NoOptDefVal = numbered
-	alone("clobber", "", "the same as --atomic: no half a file is ever seen", policy(false))
-	alone("noclobber", "", "fail if FILE is there", policy(true))
+	act.Alone("clobber", "", "the same as --atomic: no half a file is ever seen", policy(false))
+	act.Alone("noclobber", "", "fail if FILE is there", policy(true))
 
 	signal := func(s syscall.Signal) func() { return func() { o.order.Signal = s } }
-	alone("run", "", "let the processes run on (default)", signal(0))
-	with("signal", "S", "NUM", "send all processes the signal NUM when the file is safe", func(text string) error {
+	act.Alone("run", "", "let the processes run on (default)", signal(0))
+	act.With("signal", "S", "NUM", "send all processes the signal NUM when the file is safe", func(text string) error {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > 64 {
 			return errors.New("it is no signal's number")
@@ -159,15 +122,15 @@ func flags(o *options) *pflag.FlagSet {
 		o.order.Signal = syscall.Signal(n)
 		return nil
 	})
-	alone("stop", "", "leave all processes stopped (SIGSTOP)", signal(syscall.SIGSTOP))
-	alone("term", "", "send all processes SIGTERM when the file is safe", signal(syscall.SIGTERM))
-	alone("abort", "", "send all processes SIGABRT when the file is safe", signal(syscall.SIGABRT))
-	alone("kill", "", "send all processes SIGKILL when the file is safe", signal(syscall.SIGKILL))
-	alone("cont", "", "send all processes SIGCONT, for those that were stopped", signal(syscall.SIGCONT))
+	act.Alone("stop", "", "leave all processes stopped (SIGSTOP)", signal(syscall.SIGSTOP))
+	act.Alone("term", "", "send all processes SIGTERM when the file is safe", signal(syscall.SIGTERM))
+	act.Alone("abort", "", "send all processes SIGABRT when the file is safe", signal(syscall.SIGABRT))
+	act.Alone("kill", "", "send all processes SIGKILL when the file is safe", signal(syscall.SIGKILL))
+	act.Alone("cont", "", "send all processes SIGCONT, for those that were stopped", signal(syscall.SIGCONT))
 
-	alone("sync", "", "bring the file to the disk (default)", func() { o.order.NoSync = false })
-	alone("nosync", "", "leave that to the kernel: a crash of the host may take it", func() { o.order.NoSync = true })
-	with("time", "t", "SEC", "give up after so many seconds", func(text string) error {
+	act.Alone("sync", "", "bring the file to the disk (default)", func() { o.order.NoSync = false })
+	act.Alone("nosync", "", "leave that to the kernel: a crash of the host may take it", func() { o.order.NoSync = true })
+	act.With("time", "t", "SEC", "give up after so many seconds", func(text string) error {
 		f, err := strconv.ParseFloat(text, 64)
 		if err != nil || !(f > 0 && f <= 1e9) {
 			return errors.New("it is no number of seconds")
@@ -182,21 +145,21 @@ func flags(o *options) *pflag.FlagSet {
 	no := func(what string) func() {
 		return func() { o.refused = wrong("%s", what) }
 	}
-	alone("save-none", "", "save files by their names (default)", func() {})
+	act.Alone("save-none", "", "save files by their names (default)", func() {})
 	for _, part := range []string{"exe", "private", "shared", "all"} {
-		alone("save-"+part, "", "refused: files are not saved", no("--save-"+part+": CRIU saves files by their names, not what is in them"))
+		act.Alone("save-"+part, "", "refused: files are not saved", no("--save-"+part+": CRIU saves files by their names, not what is in them"))
 	}
-	alone("ptraced-error", "", "fail if a process is traced (default)", func() {})
+	act.Alone("ptraced-error", "", "fail if a process is traced (default)", func() {})
 	for _, name := range []string{"ptraced-allow", "ptraced-skip"} {
-		alone(name, "", "refused", no("--"+name+": Linux lets a process have one tracer, and CRIU has to be it"))
+		act.Alone(name, "", "refused", no("--"+name+": Linux lets a process have one tracer, and CRIU has to be it"))
 	}
-	alone("ptracer-error", "", "fail if a process traces another (default)", func() {})
-	alone("ptracer-skip", "", "refused", no("--ptracer-skip: CRIU cannot leave a process out"))
+	act.Alone("ptracer-error", "", "fail if a process traces another (default)", func() {})
+	act.Alone("ptracer-skip", "", "refused", no("--ptracer-skip: CRIU cannot leave a process out"))
 
 	kmsg := func(v int) func() { return func() { o.kmsg = v } }
-	alone("kmsg-none", "", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))
-	alone("kmsg-error", "", "print CRIU's messages if the checkpoint fails", kmsg(kmsgError))
-	alone("kmsg-warning", "", "print CRIU's messages, also its warnings when it succeeds", kmsg(kmsgWarning))
+	act.Alone("kmsg-none", "", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))
+	act.Alone("kmsg-error", "", "print CRIU's messages if the checkpoint fails", kmsg(kmsgError))
+	act.Alone("kmsg-warning", "", "print CRIU's messages, also its warnings when it succeeds", kmsg(kmsgWarning))
 	return fs
 }
 

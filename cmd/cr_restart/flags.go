@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/getopt"
 )
 
 const usage = `cr_restart - start processes again from a checkpoint file
@@ -73,61 +74,23 @@ type options struct {
 	help, version bool
 }
 
-// setter is an option without a value, or of one that is more than text.
-type setter struct {
-	kind string
-	set  func(text string) error
-}
-
-func (s *setter) String() string        { return "" }
-func (s *setter) Type() string          { return s.kind }
-func (s *setter) Set(text string) error { return s.set(text) }
-
-// switched is for options that take no value.
-func switched(do func()) func(string) error {
-	return func(text string) error {
-		if text != "true" {
-			return errors.New("it takes no value")
-		}
-		do()
-		return nil
-	}
-}
-
-// descriptor is for options that name an open file.
-func descriptor(to *int) func(string) error {
-	return func(text string) error {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 {
-			return errors.New("it is no file descriptor")
-		}
-		*to = n
-		return nil
-	}
-}
-
 // failures are the classes by the names that hooks have.
 var failures = []checkpoint.Class{checkpoint.Args, checkpoint.Temp, checkpoint.Env, checkpoint.Perm}
 
 func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("cr_restart", pflag.ContinueOnError)
 	fs.SortFlags = false
-	with := func(name, short, kind, help string, set func(string) error) *pflag.Flag {
-		return fs.VarPF(&setter{kind, set}, name, short, help)
-	}
-	alone := func(name, help string, do func()) {
-		with(name, "", "bool", help, switched(do)).NoOptDefVal = "true"
-	}
+	act := getopt.Actions{FlagSet: fs}
 	fs.BoolVarP(&o.help, "help", "?", false, "print this text")
 	fs.BoolVarP(&o.version, "version", "v", false, "print the version")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "print no errors or warnings")
 	fs.StringVarP(&o.file, "file", "f", "", "the checkpoint is in `FILE`")
-	with("fd", "F", "N", "the checkpoint is read from the open file descriptor N, which may be a pipe", descriptor(&o.fd))
+	act.With("fd", "F", "N", "the checkpoint is read from the open file descriptor N, which may be a pipe", getopt.Descriptor(&o.fd))
 	fs.StringVarP(&o.dir, "dir", "d", "", "the checkpoint is in `DIR`, in a file for each process (not implemented, as in BLCR)")
 
 	signal := func(s syscall.Signal) func() { return func() { o.plan.Signal = s } }
-	alone("run", "let the processes run (default)", signal(0))
-	with("signal", "S", "NUM", "send all processes the signal NUM", func(text string) error {
+	act.Alone("run", "", "let the processes run (default)", signal(0))
+	act.With("signal", "S", "NUM", "send all processes the signal NUM", func(text string) error {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > 64 {
 			return errors.New("it is no signal's number")
@@ -135,16 +98,16 @@ func flags(o *options) *pflag.FlagSet {
 		o.plan.Signal = syscall.Signal(n)
 		return nil
 	})
-	alone("stop", "leave all processes stopped (SIGSTOP)", signal(syscall.SIGSTOP))
-	alone("term", "send all processes SIGTERM", signal(syscall.SIGTERM))
-	alone("abort", "send all processes SIGABRT", signal(syscall.SIGABRT))
-	alone("kill", "send all processes SIGKILL", signal(syscall.SIGKILL))
-	alone("cont", "send all processes SIGCONT: those run that were stopped when checkpointed", signal(syscall.SIGCONT))
+	act.Alone("stop", "", "leave all processes stopped (SIGSTOP)", signal(syscall.SIGSTOP))
+	act.Alone("term", "", "send all processes SIGTERM", signal(syscall.SIGTERM))
+	act.Alone("abort", "", "send all processes SIGABRT", signal(syscall.SIGABRT))
+	act.Alone("kill", "", "send all processes SIGKILL", signal(syscall.SIGKILL))
+	act.Alone("cont", "", "send all processes SIGCONT: those run that were stopped when checkpointed", signal(syscall.SIGCONT))
 
 	omit := func(v checkpoint.Omit) func() { return func() { o.omit = v } }
-	alone("omit-maybe", "leave cr_restart out of later checkpoints if it is the eldest process there (default)", omit(checkpoint.OmitMaybe))
-	alone("omit-always", "leave cr_restart out of later checkpoints; where it is not the eldest they fail", omit(checkpoint.OmitAlways))
-	alone("omit-never", "never leave cr_restart out of later checkpoints", omit(checkpoint.OmitNever))
+	act.Alone("omit-maybe", "", "leave cr_restart out of later checkpoints if it is the eldest process there (default)", omit(checkpoint.OmitMaybe))
+	act.Alone("omit-always", "", "leave cr_restart out of later checkpoints; where it is not the eldest they fail", omit(checkpoint.OmitAlways))
+	act.Alone("omit-never", "", "never leave cr_restart out of later checkpoints", omit(checkpoint.OmitNever))
 
 	hook := func(classes ...checkpoint.Class) func(string) error {
 		return func(text string) error {
@@ -155,13 +118,13 @@ func flags(o *options) *pflag.FlagSet {
 		}
 	}
 	fs.StringVar(&o.success, "run-on-success", "", "run `CMD` as soon as the processes run")
-	with("run-on-fail-args", "", "CMD", "run CMD if the arguments are invalid, the missing or unreadable FILE included", hook(checkpoint.Args))
-	with("run-on-fail-temp", "", "CMD", "run CMD if it may succeed later: a process number is in use", hook(checkpoint.Temp))
-	with("run-on-fail-env", "", "CMD", "run CMD if files that the job needs, or CRIU, are missing or inaccessible", hook(checkpoint.Env))
-	with("run-on-fail-perm", "", "CMD", "run CMD if it can never succeed: the file is damaged", hook(checkpoint.Perm))
-	with("run-on-failure", "", "CMD", "run CMD on any failure", hook(failures...))
+	act.With("run-on-fail-args", "", "CMD", "run CMD if the arguments are invalid, the missing or unreadable FILE included", hook(checkpoint.Args))
+	act.With("run-on-fail-temp", "", "CMD", "run CMD if it may succeed later: a process number is in use", hook(checkpoint.Temp))
+	act.With("run-on-fail-env", "", "CMD", "run CMD if files that the job needs, or CRIU, are missing or inaccessible", hook(checkpoint.Env))
+	act.With("run-on-fail-perm", "", "CMD", "run CMD if it can never succeed: the file is damaged", hook(checkpoint.Perm))
+	act.With("run-on-failure", "", "CMD", "run CMD on any failure", hook(failures...))
 
-	with("relocate", "", "OLDPATH=NEWPATH", fmt.Sprintf("look for files and directories below OLDPATH in NEWPATH; at most %d times", checkpoint.MaxRelocations),
+	act.With("relocate", "", "OLDPATH=NEWPATH", fmt.Sprintf("look for files and directories below OLDPATH in NEWPATH; at most %d times", checkpoint.MaxRelocations),
 		func(text string) error {
 			r, err := checkpoint.ParseRelocation(text)
 			o.plan.Relocations = append(o.plan.Relocations, r)
@@ -169,8 +132,8 @@ func flags(o *options) *pflag.FlagSet {
 		})
 
 	pair := func(name, yes, no string, to *bool) {
-		alone("restore-"+name, yes, func() { *to = true })
-		alone("no-restore-"+name, no, func() { *to = false })
+		act.Alone("restore-"+name, "", yes, func() { *to = true })
+		act.Alone("no-restore-"+name, "", no, func() { *to = false })
 	}
 	pair("pid", "processes and threads have the numbers they had (default)",
 		"they have other numbers, seen from outside, and the old ones for each other: they live in a pid namespace of their own", &o.keepPIDs)
@@ -178,9 +141,9 @@ func flags(o *options) *pflag.FlagSet {
 	pair("sid", "they have the sessions they had", "they join the session of cr_restart (default)", &o.plan.KeepSessions)
 
 	kmsg := func(v int) func() { return func() { o.kmsg = v } }
-	alone("kmsg-none", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))
-	alone("kmsg-error", "print CRIU's messages if the restart fails", kmsg(kmsgError))
-	alone("kmsg-warning", "print CRIU's messages, also its warnings when it succeeds", kmsg(kmsgWarning))
+	act.Alone("kmsg-none", "", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))
+	act.Alone("kmsg-error", "", "print CRIU's messages if the restart fails", kmsg(kmsgError))
+	act.Alone("kmsg-warning", "", "print CRIU's messages, also its warnings when it succeeds", kmsg(kmsgWarning))
 	return fs
 }
 
