@@ -109,7 +109,7 @@ func (n *Node) term(ctx context.Context) {
 	o.refuse = func(c fsm.Command) (string, bool) { return n.refuse(o, c) }
 	o.reads = &reads{
 		committed: n.committed,
-		verify:    func() error { return n.raft.VerifyLeader().Error() },
+		verify:    n.verifyLeader,
 		run:       n.run,
 	}
 	var jobs sync.WaitGroup

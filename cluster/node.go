@@ -84,12 +84,13 @@ type Node struct {
 	liveness *liveness
 
 	// Of servers alone; nil in an agent.
-	replica *replica
-	raft    *raft.Raft
-	entries raft.LogStore // Raft\'s
-	trans   raftTransport
-	disk    *guardedDisk
-	closers []func() error
+	replica   *replica
+	raft      *raft.Raft
+	entries   raft.LogStore  // Raft\'s
+	verifying sync.WaitGroup // questions to Raft whether this node leads
+	trans     raftTransport
+	disk      *guardedDisk
+	closers   []func() error
 
 	office   atomic.Pointer[office]
 	polls    atomic.Pointer[polls] // while in office
@@ -294,6 +295,7 @@ func (n *Node) Close(ctx context.Context) error {
 	n.peers.close()
 	if n.raft != nil {
 		errs = append(errs, waitFor(ctx, func() error { <-n.terms; return nil }))
+		errs = append(errs, waitFor(ctx, func() error { n.verifying.Wait(); return nil }))
 		errs = append(errs, waitFor(ctx, n.raft.Shutdown().Error), n.trans.Close())
 	}
 	switch {

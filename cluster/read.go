@@ -192,6 +192,20 @@ func (n *Node) ownReadIndex(ctx context.Context) (readIndex, error) {
 	return readIndex{index: index, now: o.now()}, err
 }
 
+// verifyLeader has a quorum confirm that this node leads. Raft never answers who asks in
+// the moment in which it shuts down: Close waits for those who do, and lets no more.
+func (n *Node) verifyLeader() error {
+	n.mu.Lock()
+	if n.stopped {
+		n.mu.Unlock()
+		return ErrClosed
+	}
+	n.verifying.Add(1)
+	n.mu.Unlock()
+	defer n.verifying.Done()
+	return n.raft.VerifyLeader().Error()
+}
+
 // committed is the index of the last entry for the table that is committed, as Raft
 // knows here. The table itself may be behind: a follower that has applied an entry may
 // have told its client of a grant before its leader has applied the same.

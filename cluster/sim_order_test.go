@@ -334,6 +334,7 @@ func TestOrderSurvivesLeaders(t *testing.T) {
 func survivesLeader(t *testing.T, fault string, phase fsm.OrderState) bool {
 	s := newOrderSim(t, 3, 1)
 	defer s.close()
+	time.Sleep(2 * pingInterval) // each server has heard of everybody, and not its leader alone
 	leader, n := s.leader(), s.follower()
 	x := s.execs["agent1"]
 	step := map[fsm.OrderState]string{fsm.OrderPreparing: "prepare", fsm.OrderFreezing: "freeze", fsm.OrderThawing: "thaw"}[phase]
