@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/signal"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -96,15 +98,24 @@ func traced() {
 	<-end
 }
 
+// aloneTime is many times what a test takes.
+const aloneTime = 2 * time.Minute
+
 // alone is alone COMMAND...: its orphans are its children, and when the command has ended
-// it kills and reaps them, so that their numbers are free.
+// it kills and reaps them, so that their numbers are free. It bounds what a script that
+// waits for the wrong thing may take.
 func alone() {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // what we were given may be of other mounts
 	pid, err := syscall.ForkExec("/bin/sh", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	time.AfterFunc(aloneTime, func() {
+		fmt.Fprintln(os.Stderr, "alone: it did not end in", aloneTime)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	})
 	code, ended := 0, false
 	for {
 		var status syscall.WaitStatus

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -76,15 +78,24 @@ func inspect() {
 	}
 }
 
+// aloneTime is many times what a test takes.
+const aloneTime = 2 * time.Minute
+
 // alone is alone COMMAND...: its orphans are its children, and when the command has ended
-// it kills and reaps them, so that their numbers are free.
+// it kills and reaps them, so that their numbers are free. It bounds what a script that
+// waits for the wrong thing may take.
 func alone() {
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // what we were given may be of other mounts
 	pid, err := syscall.ForkExec("/bin/sh", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	time.AfterFunc(aloneTime, func() {
+		fmt.Fprintln(os.Stderr, "alone: it did not end in", aloneTime)
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	})
 	code, ended := 0, false
 	for {
 		var status syscall.WaitStatus

@@ -40,6 +40,12 @@ func TestMain(m *testing.M) {
 		roles[role](os.Args[1:])
 		os.Exit(0)
 	}
+	if os.Getenv(outsideVariable) != "" {
+		if err := liveOutside(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
 	// Orphans become our children, so that their numbers are free again when we say so: not
 	// every first process of a container reaps.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {

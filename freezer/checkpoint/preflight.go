@@ -64,6 +64,8 @@ func startProbe() (cmd *exec.Cmd, address string, err error) {
 	cmd = exec.Command("/proc/self/exe")
 	cmd.Args = []string{probeName}
 	cmd.Dir = "/"
+	// Our session may be one that began outside of our pid namespace.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.ExtraFiles = []*os.File{theirs}
 	err = cmd.Start()
 	_ = theirs.Close()

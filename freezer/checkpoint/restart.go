@@ -24,7 +24,8 @@ type Plan struct {
 	// namespace of their own, in which they have the old ones.
 	NewPIDs bool
 	// KeepGroups and KeepSessions restore process groups and sessions; otherwise the
-	// processes join ours.
+	// processes join ours. In a session that began outside of our pid namespace, which
+	// getsid(2) calls 0, they cannot be checkpointed again.
 	KeepGroups, KeepSessions bool
 	// Signal is what all processes get before they run on. 0 is none, SIGSTOP leaves
 	// them stopped, SIGCONT has those run that were stopped when checkpointed.

@@ -45,24 +45,24 @@ func TestSessionsAndGroups(t *testing.T) {
 		t.Fatal(err)
 	}
 	ourGroup := syscall.Getpgrp()
+	const old = -1 // 0 is a session or group of another pid namespace
 	for _, c := range []struct {
-		name                string
-		leader              bool // the job is the leader of its session
-		groups, sessions    bool
-		newPIDs             bool
-		session, group      int // 0 is the old one
-		parentIsTheOneOfOld bool
+		name             string
+		leader           bool // the job is the leader of its session
+		groups, sessions bool
+		newPIDs          bool
+		session, group   int // what they are to be, or old
 	}{
 		{name: "a leader joins us", leader: true, session: ourSession, group: ourGroup},
-		{name: "a leader keeps its group", leader: true, groups: true, session: ourSession},
-		{name: "a leader keeps its session", leader: true, sessions: true},
-		{name: "a leader keeps both", leader: true, groups: true, sessions: true},
-		{name: "a leader keeps both in a namespace", leader: true, groups: true, sessions: true, newPIDs: true},
+		{name: "a leader keeps its group", leader: true, groups: true, session: ourSession, group: old},
+		{name: "a leader keeps its session", leader: true, sessions: true, session: old, group: old},
+		{name: "a leader keeps both", leader: true, groups: true, sessions: true, session: old, group: old},
+		{name: "a leader keeps both in a namespace", leader: true, groups: true, sessions: true, newPIDs: true, session: old, group: old},
 		{name: "another joins us", session: ourSession, group: ourGroup},
-		{name: "another keeps its group", groups: true, session: ourSession},
-		{name: "another keeps its session", sessions: true},
-		{name: "another keeps both", groups: true, sessions: true},
-		{name: "another keeps both in a namespace", groups: true, sessions: true, newPIDs: true},
+		{name: "another keeps its group", groups: true, session: ourSession, group: old},
+		{name: "another keeps its session", sessions: true, session: old, group: old},
+		{name: "another keeps both", groups: true, sessions: true, session: old, group: old},
+		{name: "another keeps both in a namespace", groups: true, sessions: true, newPIDs: true, session: old, group: old},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var j *job
@@ -73,7 +73,7 @@ func TestSessionsAndGroups(t *testing.T) {
 			} else {
 				j, pid = inOthersSession(t)
 			}
-			old := [2]int{j.field("session"), j.field("group")}
+			before := [2]int{j.field("session"), j.field("group")}
 			file, _ := j.save(t, func(o *Order) {
 				o.Target = Tree(pid)
 				if !c.leader {
@@ -86,12 +86,12 @@ func TestSessionsAndGroups(t *testing.T) {
 			j.await(t, "it to count on", func() bool { return j.number() > at+1 || j.number() < at })
 			want := [2]int{c.session, c.group}
 			for i := range want {
-				if want[i] == 0 {
-					want[i] = old[i]
+				if want[i] == old {
+					want[i] = before[i]
 				}
 			}
 			if got := [2]int{j.field("session"), j.field("group")}; got != want {
-				t.Errorf("session and group are %d, want %d (before %d)", got, want, old)
+				t.Errorf("session and group are %d, want %d (before %d)", got, want, before)
 			}
 			if c.leader && !c.newPIDs && j.field("parent") != os.Getpid() {
 				t.Errorf("its parent is %d, and not us, %d", j.field("parent"), os.Getpid())

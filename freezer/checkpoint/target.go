@@ -86,6 +86,9 @@ func (t Target) resolve(all table) (root int, members []process, err error) {
 		if tracer := statusNumber(pid, "TracerPid"); tracer != 0 {
 			return 0, nil, fail(Temp, syscall.EBUSY, "process %d is traced by %d", pid, tracer)
 		}
+		if p.session == 0 && p.state != 'Z' {
+			return 0, nil, fail(Env, syscall.EOPNOTSUPP, "process %d is of a session that began outside of our pid namespace, which CRIU cannot save: start the job with setsid(1)", pid)
+		}
 		members = append(members, p)
 	}
 	slices.SortFunc(members, func(a, b process) int { return a.pid - b.pid })
