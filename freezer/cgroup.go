@@ -22,8 +22,10 @@ type cgroup struct {
 	path           string
 	inode          uint64
 	dir            *os.File
-	control, event int // cgroup.freeze and cgroup.events
-	changed        bool
+	control, event int    // cgroup.freeze and cgroup.events
+	changed        bool   // by us, and to be undone
+	held           bool   // it is frozen, by us or as it was before
+	thawed         string // what somebody else has thawed of it before us
 }
 
 // openCgroup opens a cgroup in which none of the processes is that are spared.
@@ -91,12 +93,11 @@ func inode(f *os.File) (uint64, error) {
 // freeze returns when all is frozen. What still runs when patience has passed is
 // unstoppable, and in the report.
 func (c *cgroup) freeze(ctx context.Context, o *Order, note func(...entry) error, proc *procfs, r *Report) error {
-	var was [8]byte
-	n, err := unix.Pread(c.control, was[:], 0)
+	running, err := c.toldToRun()
 	if err != nil {
-		return fmt.Errorf("read cgroup.freeze of %s: %w", c.path, err)
+		return err
 	}
-	if strings.TrimSpace(string(was[:n])) == "0" { // else it is not ours to thaw
+	if running { // else it is not ours to thaw
 		if err := note(entry{kind: entryCgroup, inode: c.inode, path: c.path}); err != nil {
 			return err
 		}
@@ -108,14 +109,20 @@ func (c *cgroup) freeze(ctx context.Context, o *Order, note func(...entry) error
 	}
 	for until := time.Now().Add(max(o.patience(), time.Second)); ; {
 		frozen, err := isFrozen(c.event)
-		if err != nil || frozen {
+		if err != nil {
 			return err
+		}
+		if frozen {
+			c.held = true
+			return nil
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if time.Now().After(until) {
-			return c.unfinished(o, proc, r)
+			err := c.unfinished(o, proc, r)
+			c.held = err == nil
+			return err
 		}
 		// POLLPRI comes with a change after the last reading.
 		polls := []unix.PollFd{{Fd: int32(c.event), Events: unix.POLLPRI}}
@@ -167,8 +174,37 @@ func members(path string) (pids []int32) {
 	return pids
 }
 
+// toldToRun reads cgroup.freeze.
+func (c *cgroup) toldToRun() (bool, error) {
+	var text [8]byte
+	n, err := unix.Pread(c.control, text[:], 0)
+	if err != nil {
+		return false, fmt.Errorf("read cgroup.freeze of %s: %w", c.path, err)
+	}
+	return strings.TrimSpace(string(text[:n])) == "0", nil
+}
+
+// disturbed says whether somebody else has thawed it. The kernel takes one for not
+// frozen as well in the moment in which a process of it is killed, or is moved to it;
+// but then cgroup.freeze stays as it was. Whoever thaws and freezes again before we have
+// looked is not noticed.
+func (c *cgroup) disturbed() string {
+	// Whoever polls for a change wants to have read what was before.
+	if _, err := isFrozen(c.event); err != nil {
+		return "" // it was removed, and was empty
+	}
+	if running, err := c.toldToRun(); err != nil || !running {
+		return ""
+	}
+	return "cgroup " + oneLine(c.path)
+}
+
 // thaw undoes freeze.
 func (c *cgroup) thaw() error {
+	if c.held && c.thawed == "" {
+		c.thawed = c.disturbed()
+	}
+	c.held = false
 	if !c.changed {
 		return nil
 	}

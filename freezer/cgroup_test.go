@@ -3,6 +3,7 @@ package freezer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -115,6 +116,66 @@ func TestOwnCgroup(t *testing.T) {
 	}
 	if cgroupFrozen(t, dir) {
 		t.Error("it is frozen")
+	}
+}
+
+// Whoever thaws it ends the freeze, and that is noticed at once; who only kills a process
+// of it, or moves one to it, does not.
+func TestCgroupThawedByOthers(t *testing.T) {
+	needIsolation(t)
+	for _, c := range []struct {
+		name   string
+		before string // cgroup.freeze before
+	}{
+		{"ours", "0"},
+		{"frozen before", "1"},
+	} {
+		a, b := act(t, "sleepers 1"), act(t, "sleepers 0")
+		dir := newCgroup(t, a.pid())
+		set := func(text string) {
+			if err := os.WriteFile(dir+"/cgroup.freeze", []byte(text), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(c.before)
+		x, _ := newExecutor(t, nil)
+		p, _ := ordered(t, x, ActionFreeze, fmt.Sprintf(`{"targets":[{"kind":"cgroup","path":%q}]}`, dir), -1)
+		a.kill()
+		join(t, dir, b.pid())
+		await(t, "the freeze of all", func() bool { return cgroupFrozen(t, dir) })
+		// The guard has been told of these changes before this answer.
+		if _, err := p.guard.State(); err != nil || p.Err() != nil {
+			t.Fatalf("%s: over without a thaw: %v, %v", c.name, err, p.Err())
+		}
+		set("0")
+		await(t, "the end of the freeze", func() bool { return p.Err() != nil })
+		if p.Cause() != CauseLocal || !errors.Is(p.Err(), ErrBroken) || !strings.Contains(p.Err().Error(), dir) {
+			t.Errorf("%s: %q, %v", c.name, p.Cause(), p.Err())
+		}
+		cleanRun(t)
+	}
+}
+
+// The same when the guard finds it by itself, in the thaw.
+func TestCgroupFoundThawed(t *testing.T) {
+	needIsolation(t)
+	dir := newCgroup(t, act(t, "sleepers 0").pid())
+	c := must(openCgroup(dir, nil, must(openProc())))
+	defer c.close()
+	h := &cgroupHolding{path: dir, cg: c}
+	for _, by := range []string{"", "others"} {
+		none := func(...entry) error { return nil }
+		if err := c.freeze(t.Context(), &Order{}, none, nil, &Report{}); err != nil {
+			t.Fatal(err)
+		}
+		if by != "" {
+			if err := os.WriteFile(dir+"/cgroup.freeze", []byte("0"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.thaw(); err != nil || (h.broken() != "") != (by != "") {
+			t.Errorf("thawed by %q before: %v, %q", by, err, h.broken())
+		}
 	}
 }
 

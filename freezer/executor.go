@@ -2,13 +2,16 @@ package freezer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -77,10 +80,16 @@ type Executor struct {
 
 	closing context.Context // ends with Close
 	close   context.CancelCauseFunc
+	givenUp context.Context // ends when Close waits no longer
+	giveUp  context.CancelFunc
 	mu      sync.Mutex
 	orders  map[*Prepared]bool
+	warned  map[string]bool // of what guards lack
 	work    sync.WaitGroup
 }
+
+// closePatience is how long Close waits for guards to thaw, and then for all else.
+const closePatience = 3 * time.Second
 
 // NewExecutor thaws what killed guards have left, takes over the watch, and refuses
 // hooks that others than root could have made ([ErrHook]).
@@ -91,8 +100,9 @@ func NewExecutor(c ExecutorConfig) (*Executor, error) {
 	if c.Log == nil {
 		c.Log = func(string, ...any) {}
 	}
-	x := &Executor{config: c, orders: map[*Prepared]bool{}}
+	x := &Executor{config: c, orders: map[*Prepared]bool{}, warned: map[string]bool{}}
 	x.closing, x.close = context.WithCancelCause(context.Background())
+	x.givenUp, x.giveUp = context.WithCancel(context.Background())
 	if !c.Procs && !c.FS {
 		return x, nil
 	}
@@ -139,26 +149,74 @@ func (x *Executor) Detached() ([]State, error) {
 }
 
 // Close thaws all that the executor holds, waits for that and for the hooks, and
-// leaves the detached freezes to their guards.
+// leaves the detached freezes to their guards. It does not wait for ever: guards that a
+// disk, or somebody, keeps from thawing have a few seconds, and hooks as long as they may
+// take. The error then is [ErrNotThawed] and says what may still be frozen; its guards
+// thaw when they can.
 func (x *Executor) Close() error {
 	x.mu.Lock()
 	x.close(errExecutorClosed)
-	var all []*Prepared
-	for p := range x.orders {
-		all = append(all, p)
-	}
+	all := x.held()
 	x.mu.Unlock()
 	errs := make([]error, len(all))
 	var thaws sync.WaitGroup
 	for i, p := range all {
-		thaws.Go(func() { errs[i] = p.Thaw() })
+		thaws.Go(func() {
+			if errs[i] = p.thaw(closePatience); errs[i] != nil {
+				errs[i] = fmt.Errorf("%s: %w", p, errs[i])
+			}
+		})
 	}
 	thaws.Wait()
-	x.work.Wait()
-	if x.watch != nil {
-		x.watch.close()
+	x.giveUp()
+	patience := closePatience
+	if x.hooks != nil {
+		patience += x.hooks.longest()
+	}
+	if !within(patience, x.work.Wait) {
+		x.mu.Lock()
+		for _, p := range x.held() {
+			errs = append(errs, fmt.Errorf("%s: %w, as far as is known", p, ErrNotThawed))
+		}
+		x.mu.Unlock()
+	}
+	if x.watch != nil && !within(closePatience, x.watch.close) {
+		errs = append(errs, fmt.Errorf("%w: what a killed guard has left", ErrNotThawed))
 	}
 	return errors.Join(errs...)
+}
+
+// held are the orders that are not over. The caller has the lock.
+func (x *Executor) held() []*Prepared {
+	return slices.SortedFunc(maps.Keys(x.orders), func(a, b *Prepared) int { return cmp.Compare(a.number, b.number) })
+}
+
+// within says whether f has returned in time. Else it goes on, as long as the process.
+func within(d time.Duration, f func()) bool {
+	done := make(chan struct{})
+	go func() {
+		f()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// warn tells of what guards lack, once for all orders: it is the host that lacks it.
+func (x *Executor) warn(order uint64, warnings []string) {
+	for _, w := range warnings {
+		x.mu.Lock()
+		known := x.warned[w]
+		x.warned[w] = true
+		x.mu.Unlock()
+		if !known {
+			x.config.Log("guards are weaker here than they should be", "order", order, "why", w)
+		}
+	}
 }
 
 var errExecutorClosed = errors.New("the executor is shutting down")

@@ -290,6 +290,58 @@ func TestExecutorInsists(t *testing.T) {
 	}
 }
 
+// A guard that never ends is not waited for, and what it holds is named. It thaws when it
+// can.
+func TestExecutorLeavesWhatHangs(t *testing.T) {
+	needIsolation(t)
+	v := victims(t)
+	x, _ := newExecutor(t, nil)
+	p, _ := ordered(t, x, ActionFreeze, treeSpec(v.pid()), -1)
+	dir := newCgroup(t, must(p.guard.State()).Guard)
+	set := func(text string) {
+		if err := os.WriteFile(dir+"/cgroup.freeze", []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("1")
+	await(t, "the guard to hang", func() bool { return cgroupFrozen(t, dir) })
+	closed := make(chan error, 1)
+	go func() { closed <- x.Close() }()
+	select {
+	case err := <-closed:
+		if !errors.Is(err, ErrNotThawed) || !strings.Contains(fmt.Sprint(err), fmt.Sprintf("order 7 (the tree of %d)", v.pid())) {
+			t.Errorf("the end: %v", err)
+		}
+	case <-time.After(10 * closePatience):
+		t.Error("there is no end")
+	}
+	if err := p.Err(); !errors.Is(err, ErrNotThawed) || p.Cause() != CauseFailed || !errors.Is(p.Thaw(), ErrNotThawed) {
+		t.Errorf("the order: %v, %q", err, p.Cause())
+	}
+	if n := stopped(t); n != 4 {
+		t.Errorf("%d processes are stopped", n)
+	}
+	set("0")
+	awaitThaw(t)
+	cleanRun(t)
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the guards of a host lack is said once, not for each order.
+func TestExecutorWarnsOnce(t *testing.T) {
+	needIsolation(t)
+	w := act(t, fmt.Sprintf("weak 3 %s", treeSpec(victims(t).pid())))
+	said := map[string]int{}
+	for line := w.line(t); line != "over"; line = w.line(t) {
+		said[line]++
+	}
+	if said["the guard may have to wait for a processor: operation not permitted"] != 1 {
+		t.Errorf("lines, and how often they came: %v", said)
+	}
+}
+
 // What is prepared is not frozen, and can be given up.
 func TestExecutorPrepares(t *testing.T) {
 	needIsolation(t)

@@ -46,6 +46,7 @@ const (
 	opDeadline  = "deadline"
 	opTerminate = "terminate"
 	opConnect   = "connect"
+	opDisturbed = "disturbed" // with what somebody else has thawed, as the error
 )
 
 // lockPause is the pause between two tries for the lock of a directory.
@@ -206,6 +207,9 @@ func (g *guard) obey(o *Order) int {
 			g.journal.rec.Since = time.Now()
 			g.title()
 			g.tell(message{Op: opFrozen, Report: &g.report, State: g.state()})
+			go keepWatch(g.holdings, func(what string) {
+				g.events <- event{msg: message{Op: opDisturbed, Error: what}}
+			})
 		case e := <-g.events:
 			over, why := g.handle(&e)
 			if !over {
@@ -243,6 +247,8 @@ func (g *guard) handle(e *event) (over bool, why error) {
 		return g.overdue()
 	case e.msg.Op == opTerminate:
 		return true, fmt.Errorf("%w: the guard was told to end", ErrThawed)
+	case e.msg.Op == opDisturbed && e.from == nil:
+		return true, fmt.Errorf("%w: %s", ErrBroken, e.msg.Error)
 	case e.msg.Op == opConnect:
 		g.adopt(e.fd)
 	case e.msg.Op == opThaw:

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // A holding is something that a guard freezes and thaws, by one way of doing it. One
@@ -32,6 +34,12 @@ type holding interface {
 	// thaw undoes all that freeze has done, however far it came. It is called again
 	// after an error. It neither blocks for long nor needs memory or files.
 	thaw() error
+	// alarm is a descriptor that poll(2) has POLLPRI for when something may have been
+	// thawed by somebody else; -1 if there is none. disturbed is called then, while
+	// everything is frozen, and says what has been; empty if nothing. It may be called by another
+	// goroutine.
+	alarm() int
+	disturbed() string
 	// broken says what thaw has found thawed by somebody else; empty if nothing.
 	broken() string
 	// release closes what open has opened.
@@ -121,6 +129,10 @@ func (w *walkHolding) thaw() error {
 	return w.walk.thaw()
 }
 
+// Who is continued by others is found by the thaw.
+func (w *walkHolding) alarm() int        { return -1 }
+func (w *walkHolding) disturbed() string { return "" }
+
 func (w *walkHolding) broken() string {
 	if w.walk == nil {
 		return ""
@@ -175,7 +187,15 @@ func (c *cgroupHolding) thaw() error {
 	return c.cg.thaw()
 }
 
-func (c *cgroupHolding) broken() string { return "" }
+func (c *cgroupHolding) alarm() int        { return c.cg.event }
+func (c *cgroupHolding) disturbed() string { return c.cg.disturbed() }
+
+func (c *cgroupHolding) broken() string {
+	if c.cg == nil {
+		return ""
+	}
+	return c.cg.thawed
+}
 
 func (c *cgroupHolding) release() {
 	if c.cg != nil {
@@ -193,6 +213,33 @@ func thawAll(all []holding) error {
 		failed = errors.Join(failed, h.thaw())
 	}
 	return failed
+}
+
+// keepWatch calls lost with what somebody else has thawed of holdings, once at most.
+func keepWatch(all []holding, lost func(string)) {
+	var polls []unix.PollFd
+	var whose []holding
+	for _, h := range all {
+		if fd := h.alarm(); fd >= 0 {
+			polls = append(polls, unix.PollFd{Fd: int32(fd), Events: unix.POLLPRI})
+			whose = append(whose, h)
+		}
+	}
+	if len(polls) == 0 {
+		return
+	}
+	for {
+		// What has been before is seen now: an alarm is of the time after this.
+		for _, h := range whose {
+			if what := h.disturbed(); what != "" {
+				lost(what)
+				return
+			}
+		}
+		if _, err := unix.Poll(polls, -1); err != nil && err != unix.EINTR {
+			return // broken finds it at the thaw
+		}
+	}
 }
 
 // brokenBy is the error for what others have thawed of holdings before; nil if nothing.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,6 +32,7 @@ type hooks struct {
 	limit time.Duration
 	log   func(string, ...any)
 	turn  chan struct{} // has room for the one that runs hooks
+	begun atomic.Int32  // hooks that are still to be told of the thaw
 }
 
 const (
@@ -157,6 +159,7 @@ func (h *hooks) freeze(ctx context.Context, order uint64, action string, targets
 			return r, fmt.Errorf("write down which hooks have begun: %w", err)
 		}
 		r.begun = append(r.begun, path)
+		h.begun.Add(1)
 		if err := r.run(ctx, path, "freeze"); err != nil {
 			return r, err
 		}
@@ -180,6 +183,7 @@ func (r *hookRun) thaw() {
 		if err := r.run(context.Background(), path, "thaw"); err != nil {
 			r.hooks.log("a hook failed", "order", r.rec.Order, "error", err)
 		}
+		r.hooks.begun.Add(-1)
 	}
 	_ = os.Remove(r.path)
 	_ = r.file.Close()
@@ -234,8 +238,15 @@ func (h *hooks) recover() {
 			h.log("cannot tell hooks of a thaw", "file", path, "error", err)
 			r.begun = nil
 		}
+		h.begun.Add(int32(len(r.begun)))
 		r.thaw()
 	}
+}
+
+// longest is how long it may take to tell of the thaw all that have begun, one after the
+// other.
+func (h *hooks) longest() time.Duration {
+	return time.Duration(h.begun.Load()) * (h.limit + hookDelay)
 }
 
 // readHookRun reads what freeze has written. A last line without its end is of a hook

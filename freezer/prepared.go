@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -42,9 +43,7 @@ func (p *Prepared) Freeze(ctx context.Context) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
-	for _, w := range r.Warnings {
-		p.executor.config.Log("a guard is weaker than it should be", "order", p.number, "why", w)
-	}
+	p.executor.warn(p.number, r.Warnings)
 	text = r.String()
 	if r.Running > 0 {
 		text += fmt.Sprintf(", without %s that did not stop", plural(r.Running, "process", "processes"))
@@ -59,15 +58,19 @@ func (p *Prepared) Renew() { p.guard.Renew() }
 // Thaw thaws, and waits for it. After an error something could not be thawed yet: a guard
 // has failed to ([ErrNotThawed]), or was killed ([ErrGuardLost]), and nobody could do its
 // work so far. It is tried again until Done.
-func (p *Prepared) Thaw() error {
+func (p *Prepared) Thaw() error { return p.thaw(thawPatience) }
+
+func (p *Prepared) thaw(patience time.Duration) error {
 	p.asked.Store(true)
-	err := p.guard.Thaw()
+	err := p.guard.thaw(patience)
 	if thawed(err) {
 		<-p.done
-		return nil
 	}
 	select {
 	case <-p.done:
+		if errors.Is(p.err, ErrNotThawed) {
+			return p.err
+		}
 		return nil
 	default:
 		return err
@@ -101,8 +104,13 @@ func (p *Prepared) Cause() string {
 
 // attend waits for the thaw, and runs the hooks after it.
 func (p *Prepared) attend() {
-	<-p.guard.Done()
-	p.err = p.guard.err
+	select {
+	case <-p.guard.Done():
+		p.err = p.guard.err
+	case <-p.executor.givenUp.Done():
+		p.guard.leave()
+		p.err = fmt.Errorf("%w yet: its guard has not ended", ErrNotThawed)
+	}
 	if !thawed(p.err) {
 		p.insist()
 	}
@@ -131,6 +139,18 @@ func (p *Prepared) attend() {
 		p.hooks.thaw()
 	}
 	p.finish()
+}
+
+// String is for errors.
+func (p *Prepared) String() string {
+	var what []string
+	for _, t := range p.order.Targets[:min(len(p.order.Targets), 8)] {
+		what = append(what, t.String())
+	}
+	if len(p.order.Targets) > 8 {
+		what = append(what, "...")
+	}
+	return fmt.Sprintf("order %d (%s)", p.number, strings.Join(what, ", "))
 }
 
 // insist does the guard's work by its journal, until that has gone.

@@ -57,11 +57,11 @@ func (g *Guard) wake() {
 }
 
 // awaitEnd waits for the guard's end, and keeps it awake.
-func (g *Guard) awaitEnd() error {
+func (g *Guard) awaitEnd(patience time.Duration) error {
 	g.wake()
 	tick := time.NewTicker(wakePause)
 	defer tick.Stop()
-	late := time.After(thawPatience)
+	late := time.After(patience)
 	for {
 		select {
 		case <-g.done:
@@ -69,7 +69,7 @@ func (g *Guard) awaitEnd() error {
 		case <-tick.C:
 			g.wake()
 		case <-late:
-			return fmt.Errorf("%w yet: its guard has not said so for %v", ErrNotThawed, thawPatience)
+			return fmt.Errorf("%w yet: its guard has not said so for %v", ErrNotThawed, patience)
 		}
 	}
 }
@@ -340,7 +340,7 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 		return *m.Report, nil
 	}
 	g.Close()
-	if late := g.awaitEnd(); late != nil {
+	if late := g.awaitEnd(thawPatience); late != nil {
 		err = errors.Join(err, late)
 	}
 	r := Report{}
@@ -354,12 +354,14 @@ func (g *Guard) Freeze(ctx context.Context, o Order) (Report, error) {
 // the freeze, and all of it: [ErrBroken] if somebody else had ended a part before.
 // After two minutes without the guard's word it is [ErrNotThawed]: a disk takes that long,
 // or somebody holds the guard, as a debugger does.
-func (g *Guard) Thaw() error {
+func (g *Guard) Thaw() error { return g.thaw(thawPatience) }
+
+func (g *Guard) thaw(patience time.Duration) error {
 	g.wake()
 	if err := g.sock.send(message{Op: opThaw}, -1); err != nil {
 		g.Close()
 	}
-	if err := g.awaitEnd(); err != nil {
+	if err := g.awaitEnd(patience); err != nil {
 		return err
 	}
 	return g.err
@@ -408,6 +410,12 @@ func (g *Guard) Err() error {
 	default:
 		return nil
 	}
+}
+
+// leave is Close for a guard that does not end: it thaws when it can, and nobody waits.
+func (g *Guard) leave() {
+	g.stays.Store(true)
+	g.Close()
 }
 
 // Close leaves the guard. What it holds is thawed, unless the order was to detach, or

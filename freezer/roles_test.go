@@ -34,6 +34,7 @@ var roles = map[string]func([]string){
 	"fs":         playFS,
 	"fsholder":   playFSHolder,
 	"executor":   playExecutor,
+	"weak":       playWeak,
 }
 
 func fork() uintptr {
@@ -275,6 +276,26 @@ func playFreezeThaw(args []string) {
 		return nil
 	})
 	fmt.Println("over:", err)
+	os.Exit(0)
+}
+
+// playWeak carries out N orders of a spec by guards that may not go first (capabilities(7)),
+// and prints the reasons of what is logged.
+func playWeak(args []string) {
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_NICE, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	x := must(NewExecutor(ExecutorConfig{Procs: true, Log: func(_ string, args ...any) { fmt.Println(args[len(args)-1]) }}))
+	fmt.Println("ready")
+	for range count(args) {
+		p := must(x.Prepare(context.Background(), 7, ActionFreeze, []byte(args[1]), time.Minute, 0))
+		must(p.Freeze(context.Background()))
+		if err := p.Thaw(); err != nil {
+			panic(err)
+		}
+	}
+	fmt.Println("over")
+	untilClosed()
 	os.Exit(0)
 }
 

@@ -302,7 +302,7 @@ func drift() Ticket {
 	{
 		Name: "no-thaw", About: "a node that is asked to thaw says that it has",
 		Check:    "nothing stays frozen",
-		Patches:  []Patch{{"freezer/prepared.go", "	err := p.guard.Thaw()\n", "	return nil\n	err := error(nil)\n"}},
+		Patches:  []Patch{{"freezer/prepared.go", "	err := p.guard.thaw(patience)\n", "	return nil\n	err := error(nil)\n"}},
 		Workload: "freeze", Nodes: 3,
 	},
 	{
