@@ -89,6 +89,9 @@ type Node struct {
 // Client is the address of the node's client port.
 func (n *Node) Client() string { return net.JoinHostPort(n.Host.IP, clientPort) }
 
+// Peer is the address of the node's peer port, by which the others know it.
+func (n *Node) Peer() string { return net.JoinHostPort(n.Host.IP, peerPort) }
+
 // SetClock sets the node's clock, if it was built with one that can be set: the
 // rate of the monotonic clock, and the offset of the wall clock.
 func (n *Node) SetClock(rate float64, offset time.Duration) error {

@@ -36,10 +36,12 @@ type Status struct {
 }
 
 // Server is one that the node knows, with a vote or without. One that was wiped has
-// another id than before.
+// another id than before. A name is known of those only that have been there since the
+// node was started; an address, which is that of one host for ever, of all.
 type Server struct {
 	Name  string `json:"name"`
 	ID    string `json:"id"`
+	Addr  string `json:"addr"`
 	Voter bool   `json:"voter"`
 }
 

@@ -49,7 +49,7 @@ func (c *Cluster) AwaitServers(ctx context.Context) error {
 			err = fmt.Errorf("the voters are %v", voters)
 		}
 		for _, n := range c.Nodes {
-			if err == nil && !slices.ContainsFunc(voters, func(s Server) bool { return s.Name == n.Name }) {
+			if err == nil && !slices.ContainsFunc(voters, func(s Server) bool { return s.Addr == n.Peer() }) {
 				err = fmt.Errorf("%s is none of the voters %v", n.Name, voters)
 			}
 		}

@@ -1,12 +1,13 @@
 package disk
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,31 +16,26 @@ import (
 // size of an image: well above what a node wants to keep free (64 MiB).
 const size = 192 << 20
 
-// underSize is that of the tmpfs below an image: room for all of it.
-const underSize = size + size/8
-
 // filler is the file that fills a disk.
 const filler = "filler"
 
 // Disk is a file system in an image, mounted.
 type Disk struct {
 	Dir   string // where it is mounted
-	under string // a tmpfs that holds the image and nothing else
-	image string
+	image *os.File
+	worn  bool // the image takes no writes any more
 }
 
-// New makes a file system in dir and mounts it.
+// New makes a file system and mounts it in dir. Its image is a file that has no name but
+// that of the directory, for whoever looks at the loop device.
 func New(dir, name string) (*Disk, error) {
-	under := filepath.Join(dir, name+".under")
-	d := &Disk{Dir: filepath.Join(dir, name), under: under, image: filepath.Join(under, name+".img")}
-	err := errors.Join(os.Mkdir(d.Dir, 0o700), os.Mkdir(under, 0o700))
+	d := &Disk{Dir: filepath.Join(dir, name)}
+	err := os.Mkdir(d.Dir, 0o700)
 	if err == nil {
-		err = unix.Mount("jx", under, "tmpfs", 0, fmt.Sprint("size=", underSize))
+		d.image, err = newImage(d.Dir)
 	}
 	if err == nil {
-		if err = d.make(); err != nil {
-			err = errors.Join(err, unix.Unmount(under, 0))
-		}
+		err = d.format()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make a disk: %w", err)
@@ -47,25 +43,25 @@ func New(dir, name string) (*Disk, error) {
 	return d, nil
 }
 
-// make makes the image, with a file system in it.
-func (d *Disk) make() error {
-	f, err := os.Create(d.image)
+// newImage makes an image with nothing in it. A memfd, and not a file of a tmpfs, as only
+// those can be sealed: see WearOut.
+func newImage(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("make an image: %w", err)
 	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		return err
-	}
-	return d.format()
+	f := os.NewFile(uintptr(fd), name)
+	return f, f.Truncate(size)
 }
 
 // format makes a file system in the image and mounts it.
 func (d *Disk) format() error {
 	// Nothing is kept in reserve for root, who is us, and no work is left to a
 	// kernel thread.
-	err := command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", d.image)
-	if err != nil {
-		return err
+	cmd := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", "/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{d.image}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w: %s", cmd, err, bytes.TrimSpace(out))
 	}
 	return d.mount()
 }
@@ -83,7 +79,43 @@ func (d *Disk) Wipe() error {
 }
 
 func (d *Disk) mount() error {
-	return command("mount", "-o", "loop,noatime", d.image, d.Dir)
+	loop, err := attach(d.image)
+	if err == nil {
+		// The device lets go of the image when the file system is unmounted.
+		defer loop.Close()
+		err = unix.Mount(loop.Name(), d.Dir, "ext4", unix.MS_NOATIME, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", d.Dir, err)
+	}
+	return nil
+}
+
+// attach makes a block device of an image: see loop(4).
+func attach(image *os.File) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find a free loop device: %w", err)
+		}
+		loop, err := os.OpenFile(fmt.Sprint("/dev/loop", n), os.O_RDWR, 0)
+		if err == nil {
+			c := unix.LoopConfig{Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+			if err = unix.IoctlLoopConfigure(int(loop.Fd()), &c); err == nil {
+				return loop, nil
+			}
+			_ = loop.Close()
+		}
+		// Others look for a free one at the same time, and its node may come a moment later.
+		if again := errors.Is(err, unix.EBUSY) || errors.Is(err, os.ErrNotExist); !again || time.Now().After(end) {
+			return nil, fmt.Errorf("make a loop device: %w", err)
+		}
+	}
 }
 
 // Close unmounts the disk.
@@ -92,15 +124,18 @@ func (d *Disk) Close() error {
 	if err := d.unmount(); err != nil {
 		return err
 	}
-	return unmount(d.under) // the loop device lets go of the image a moment later
+	return d.image.Close()
 }
+
+// patience bounds what the kernel takes a moment for.
+const patience = 5 * time.Second
 
 func (d *Disk) unmount() error { return unmount(d.Dir) }
 
 // unmount waits until nobody uses what is mounted any more.
 func unmount(dir string) error {
 	var err error
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if err = unix.Unmount(dir, 0); !errors.Is(err, unix.EBUSY) {
 			break
 		}
@@ -135,37 +170,60 @@ func (d *Disk) PowerOff() error {
 	return nil
 }
 
-// WearOut lets the disk fail at blocks that nothing was ever written to: their image gets
-// no room any more. The file system takes such writes, and only fsync(2) tells, once,
-// with EIO or, as the image has no room, ENOSPC; what was written is in the page cache
-// still, and nowhere else.
+// WearOut makes the disk fail all writes from now on, and no reads. The file system takes
+// what is written to its files, and fsync(2) tells, with EIO, that it is not on the disk; it
+// is in the page cache still, and nowhere else. After that the file system is read-only, as
+// it cannot write its journal either.
 func (d *Disk) WearOut() error {
-	var s unix.Statfs_t
-	err := unix.Statfs(d.under, &s)
-	if err == nil {
-		err = d.room(int64(s.Blocks-s.Bfree) * s.Bsize)
-	}
-	if err != nil {
+	// Nobody may write to it any more, not even the loop device: see F_SEAL_WRITE in fcntl(2).
+	if _, err := unix.FcntlInt(d.image.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE); err != nil {
 		return fmt.Errorf("wear %s out: %w", d.Dir, err)
 	}
+	d.worn = true
 	return nil
 }
 
-// room sets how much room the image has.
-func (d *Disk) room(bytes int64) error {
-	return unix.Mount("jx", d.under, "tmpfs", unix.MS_REMOUNT, fmt.Sprint("size=", bytes))
+// renew puts an image in the place of one that is worn out, with what that has.
+func (d *Disk) renew() error {
+	next, err := newImage(d.Dir)
+	if err != nil {
+		return err
+	}
+	for at := int64(0); ; {
+		if at, err = unix.Seek(int(d.image.Fd()), at, unix.SEEK_DATA); errors.Is(err, unix.ENXIO) {
+			break // there is no more
+		}
+		end := at
+		if err == nil {
+			end, err = unix.Seek(int(d.image.Fd()), at, unix.SEEK_HOLE)
+		}
+		if err == nil {
+			_, err = io.Copy(io.NewOffsetWriter(next, at), io.NewSectionReader(d.image, at, end-at))
+		}
+		if err != nil {
+			return errors.Join(fmt.Errorf("copy an image: %w", err), next.Close())
+		}
+		at = end
+	}
+	err = d.image.Close()
+	d.image, d.worn = next, false
+	return err
 }
 
 // PowerOn mounts the disk again; the kernel repairs it from its journal. It ends PowerOff
 // and WearOut.
 func (d *Disk) PowerOn() error {
-	if err := d.room(underSize); err != nil {
+	err := d.unmount()
+	if err == nil && d.worn {
+		err = d.renew()
+	}
+	if err == nil {
+		err = d.mount()
+	}
+	if err != nil {
 		return fmt.Errorf("repair %s: %w", d.Dir, err)
 	}
-	if err := d.unmount(); err != nil {
-		return err
-	}
-	return d.mount()
+	return nil
 }
 
 // Freeze makes all writes wait until Thaw.
@@ -268,12 +326,4 @@ func (d *Disk) Empty() error {
 	}
 	defer f.Close()
 	return unix.Syncfs(int(f.Fd()))
-}
-
-func command(name string, args ...string) error {
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-	}
-	return nil
 }

@@ -32,9 +32,9 @@ func powerAll(_ context.Context, e *Env, _ *rand.Rand) (string, func() error, er
 	return powerLoss(e.Cluster.Nodes)
 }
 
-// ioError lets a node's disk fail under it: every call, or fsync of what
-// needs a block of the disk that it has not used yet. A
-// node may end at that, and must not confirm anything that it could not write.
+// ioError lets a node's disk fail under it: every call, or every write, of which only
+// fsync tells, with EIO both. A node may end at that, and must not confirm anything that it
+// could not write.
 func ioError(ctx context.Context, e *Env, rng *rand.Rand) (string, func() error, error) {
 	one := e.one(ctx, rng)
 	one.Excuse()

@@ -139,7 +139,7 @@ func (e *Env) restoring(gone []*db.Node, ids []string) func() error {
 // that it had.
 func (e *Env) remove(ctx context.Context, rng *rand.Rand, n *db.Node) (id string, err error) {
 	err = db.Await(ctx, "the id of "+n.Name, func() error {
-		id, err = e.idOf(ctx, n.Name)
+		id, err = e.idOf(ctx, n)
 		return err
 	})
 	if err != nil {
@@ -171,18 +171,19 @@ func (e *Env) remove(ctx context.Context, rng *rand.Rand, n *db.Node) (id string
 	})
 }
 
-// idOf is the id of the server of a name.
-func (e *Env) idOf(ctx context.Context, name string) (string, error) {
+// idOf is the id of a node's server. Nobody else knows the name of one that has not been
+// there since all lost their power.
+func (e *Env) idOf(ctx context.Context, n *db.Node) (string, error) {
 	voters, err := e.Cluster.Voters(ctx)
 	if err != nil {
 		return "", err
 	}
 	for _, s := range voters {
-		if s.Name == name {
+		if s.Addr == n.Peer() {
 			return s.ID, nil
 		}
 	}
-	return "", fmt.Errorf("%s has no vote", name)
+	return "", fmt.Errorf("%s has no vote: the voters are %v", n.Name, voters)
 }
 
 // isOut says whether a server has no vote any more.
@@ -229,7 +230,7 @@ func (e *Env) succeed(ctx context.Context, n *db.Node, id string) error {
 			return fmt.Errorf("%s has its old id, with a new disk", n.Name)
 		}
 		voters, err := e.Cluster.Voters(ctx)
-		if err == nil && !slices.Contains(voters, db.Server{Name: n.Name, ID: s.ID, Voter: true}) {
+		if err == nil && !slices.ContainsFunc(voters, func(v db.Server) bool { return v.ID == s.ID }) {
 			err = fmt.Errorf("the voters are %v", voters)
 		}
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -132,6 +133,50 @@ func renews(kind string, n int) proof {
 		}
 		if len(after) != 3 || gone != n {
 			t.Errorf("the servers were %v, and are %v", before, after)
+		}
+	}
+}
+
+// removes: one server is another afterwards, also where nobody has heard of it since all
+// were started: then the others know no name of it.
+func removes(t *testing.T, g *ground) {
+	renews("member", 1)(t, g)
+	last := g.c.Nodes[2]
+	before := g.voters(t)
+	for _, n := range g.c.Nodes {
+		n.Kill()
+	}
+	for _, n := range g.c.Nodes[:2] {
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "two of three to have a leader", func() bool {
+		voters, err := g.c.Voters(t.Context())
+		return err == nil && slices.ContainsFunc(voters, func(s db.Server) bool { return s.Addr == last.Peer() && s.Name == "" })
+	})
+	was := ""
+	voters, err := g.c.Voters(t.Context())
+	for _, s := range voters {
+		if s.Addr == last.Peer() {
+			was = s.ID
+		}
+	}
+	if err != nil || !before[was] {
+		t.Fatalf("%s is none of %v: %v", last.Name, voters, err)
+	}
+	g.under(t, "member", killing(2), func(string) {})
+	if after := g.voters(t); len(after) != 3 || after[was] {
+		t.Errorf("the servers were %v, and are %v, without another %s", before, after, last.Name)
+	}
+}
+
+// killing is a seed with which member takes the node of that index, and kills it first.
+func killing(index int) uint64 {
+	for seed := uint64(0); ; seed++ {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		if rng.IntN(2) == 0 && rng.IntN(3) == index && rng.IntN(3) == 0 {
+			return seed
 		}
 	}
 }

@@ -65,7 +65,7 @@ var onHosts = map[string]proof{
 // onServers has those that only servers can show.
 var onServers = map[string]proof{
 	"transfer":  transfers,
-	"member":    renews("member", 1),
+	"member":    removes,
 	"replace":   renews("replace", 3),
 	"rolling":   restartsAll,
 	"mute":      silences,
@@ -361,28 +361,49 @@ func fills(t *testing.T, g *ground) {
 	}
 }
 
-// breaksDisks: what is written cannot be forced to the disk, and the process lives on to
-// see it.
+// breaksDisks: what is written cannot be forced to the disk, which fsync says by EIO, and
+// the process lives on to see it. What was there can be read as long as only writes fail, and
+// is there afterwards.
 func breaksDisks(t *testing.T, g *ground) {
+	for _, n := range g.c.Nodes {
+		if err := put(filepath.Join(n.Disk.Dir, "old"), "x", true); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ways := map[string]bool{}
 	for seed := uint64(0); len(ways) < 2; seed++ {
 		g.under(t, "ioerror", seed, func(did string) {
 			some, _ := g.struck(t, did)
 			_, way, _ := strings.Cut(did, ": ")
 			ways[way] = true
+			if old := got(some[0], "old"); way == "fsync fails" && old != "x" {
+				t.Errorf("%q: what was there is %q", did, old)
+			}
 			if !some[0].Running() {
 				t.Errorf("%q: it was killed", did)
 			}
-			if err := put(filepath.Join(some[0].Disk.Dir, "f"), strings.Repeat("x", 4<<20), true); err == nil {
-				t.Errorf("%q: a write was forced to it", did)
-			} else {
-				t.Logf("%q: %v", did, err)
+			if err := forces(some[0]); !errors.Is(err, unix.EIO) {
+				t.Errorf("%q: to force a write to it says %v, want %v", did, err, unix.EIO)
 			}
 		})
 	}
 	for _, n := range g.c.Nodes {
+		if old := got(n, "old"); old != "x" {
+			t.Errorf("%s: what was there is %q", n.Name, old)
+		}
 		if err := put(filepath.Join(n.Disk.Dir, "f"), strings.Repeat("x", 4<<20), true); err != nil {
 			t.Error(err)
 		}
 	}
+}
+
+// forces overwrites a byte of a file, as a database does in a file that has its full
+// length, and forces it to the disk.
+func forces(n *db.Node) error {
+	f, err := os.OpenFile(filepath.Join(n.Disk.Dir, "old"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte("y"), 0)
+	return errors.Join(err, f.Sync(), f.Close())
 }

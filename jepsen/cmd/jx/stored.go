@@ -106,7 +106,7 @@ func cmdSweep(_ context.Context, args []string, out io.Writer) (int, error) {
 	for _, path := range backing {
 		b, err := os.ReadFile(path)
 		dev := "/dev/" + strings.Split(path, "/")[3]
-		image := strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)")
+		image := strings.TrimPrefix(strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)"), "/memfd:")
 		dir := filepath.Dir(image)
 		if err != nil || !strings.HasPrefix(filepath.Base(dir), run.Prefix) || run.Alive(dir) {
 			continue
