@@ -100,14 +100,22 @@ func purpose(workload string) func(history.Op) bool {
 
 // work sees to it that what the workload is for has happened at all.
 func work(in Input) Result {
-	r := Result{Verdict: Pass}
-	is := purpose(in.End.Workload)
-	for _, op := range in.Ops {
+	return Result{Verdict: Pass, Looked: worked(in.End.Workload, in.Ops)}
+}
+
+// Worked says whether a workload has done what it is for.
+func Worked(workload string, ops []history.Op) bool {
+	return purpose(workload) == nil || worked(workload, ops) > 0
+}
+
+func worked(workload string, ops []history.Op) (n int) {
+	is := purpose(workload)
+	for _, op := range ops {
 		if is(op) {
-			r.Looked++
+			n++
 		}
 	}
-	return r
+	return n
 }
 
 // Overall is fail if any check failed, else undecided if any is.

@@ -26,6 +26,7 @@ const (
 	recoverTime    = 30 * time.Second       // for it to do so again after the last heal
 	superviseEvery = time.Second            // nodes that have ended are started again
 	afterwards     = 3 * time.Second        // clients go on so long after that
+	workTime       = 20 * time.Second       // and so long at most until they have done what they are for
 	cleanTime      = 15 * time.Second       // for what abandoned users hold to be ended
 	agreeTime      = 10 * time.Second       // for all nodes to be at one index
 	lookEvery      = 100 * time.Millisecond // between two looks at who leads, or who holds what
@@ -166,6 +167,10 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 	}
 	if err == nil {
 		_ = sleep(ctx, afterwards)
+		// A short run may have had no moment for an order of all nodes, or the like.
+		for until := time.Now().Add(workTime); !check.Worked(s.Workload, s.rec.Ops()) && time.Now().Before(until) && ctx.Err() == nil; {
+			_ = sleep(ctx, lookEvery)
+		}
 	}
 	stopClients()
 	return errors.Join(err, <-worked, ctx.Err())

@@ -31,13 +31,13 @@ type job struct {
 // selection is what continuous integration runs. Together it has most kinds of
 // faults, and the workloads that see most.
 var selection = []job{
-	{workload: "mutex", nemesis: []string{"isolate", "partition", "oneway"}},
+	{workload: "mutex", nemesis: []string{"isolate", "partition", "oneway", "flap"}},
 	{workload: "mutex", nemesis: []string{"power", "powerall", "stall", "ioerror"}},
-	{workload: "mutex", nemesis: []string{"kill", "flap", "reorder"}},
+	{workload: "freeze", nemesis: []string{"kill", "transfer"}},
 	{workload: "fenced", nemesis: []string{"pause"}},
 	{workload: "autounlock", nemesis: []string{"pauselead", "clientcut"}},
 	{workload: "faraway", nemesis: []string{"mute"}},
-	{workload: "anyof", nemesis: []string{"transfer", "restart", "loss"}},
+	{workload: "anyof", nemesis: []string{"restart", "loss", "reorder"}},
 	{workload: "timeout", nemesis: []string{"clockjump", "clockrate", "strobe", "killall"}},
 }
 
