@@ -98,8 +98,12 @@ var layers = map[string]layer{
 		modules: []string{"*"},
 		why:     "it measures programs from outside, as their users see them; pidprobe is to name processes as clients do",
 	},
+	"cmd/internal/freezing": {
+		ours: []string{"freezer", "getopt"},
+		why:  "it is wiring that three commands have in common",
+	},
 	"cmd/...": {
-		ours:    []string{"client", "cluster", "fsm", "freezer", "freezer/checkpoint", "getopt", "job", "pidprobe", "transport"},
+		ours:    []string{"client", "cmd/internal/freezing", "cluster", "fsm", "freezer", "freezer/checkpoint", "getopt", "job", "pidprobe", "transport"},
 		modules: []string{"*"},
 		why:     "commands are wiring and exit codes: what two of them need belongs in a package",
 	},

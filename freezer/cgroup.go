@@ -196,7 +196,7 @@ func (c *cgroup) disturbed() string {
 	if running, err := c.toldToRun(); err != nil || !running {
 		return ""
 	}
-	return "cgroup " + oneLine(c.path)
+	return "cgroup " + OneLine(c.path)
 }
 
 // thaw undoes freeze.

@@ -142,7 +142,7 @@ func ThawFS(ctx context.Context, mount string) error {
 	err = f.ioctl(fithaw)
 	if errors.Is(err, unix.EINVAL) {
 		if err = nil; !ours {
-			err = fmt.Errorf("%s: %w", oneLine(mount), ErrNotFrozen)
+			err = fmt.Errorf("%s: %w", OneLine(mount), ErrNotFrozen)
 		}
 	}
 	return err
@@ -157,7 +157,7 @@ func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 			return found, err
 		}
 		if time.Now().After(until) {
-			return true, fmt.Errorf("guard %d does not let go of %s", ours[0].Guard.pid, oneLine(f.path))
+			return true, fmt.Errorf("guard %d does not let go of %s", ours[0].Guard.pid, OneLine(f.path))
 		}
 		found = true
 		if slices.ContainsFunc(ours, func(h holder) bool { return h.lost }) {
@@ -238,7 +238,7 @@ func (f *fileSystem) query(dir string) (FSState, error) {
 	switch {
 	case errors.Is(err, ErrUnknown) && s.Frozen:
 	case err != nil:
-		return s, fmt.Errorf("%s: %w", oneLine(f.path), err)
+		return s, fmt.Errorf("%s: %w", OneLine(f.path), err)
 	case !frozen:
 		s.Frozen = false
 		// A guard that is still there has not thawed it.
@@ -286,7 +286,7 @@ func SurveyFS(o Order) ([]FSState, error) {
 		case err != nil:
 			return nil, err
 		case s.Frozen, s.By != nil:
-			return nil, fmt.Errorf("%s: %w", oneLine(f.path), ErrAlreadyFrozen)
+			return nil, fmt.Errorf("%s: %w", OneLine(f.path), ErrAlreadyFrozen)
 		}
 		all = append(all, s)
 	}

@@ -199,9 +199,9 @@ func (t Target) String() string {
 	case KindProcesses:
 		return "processes " + numbers(t.PIDs)
 	case KindCgroup:
-		return "cgroup " + oneLine(t.Path)
+		return "cgroup " + OneLine(t.Path)
 	case KindFileSystem:
-		return "file system " + oneLine(t.Path)
+		return "file system " + OneLine(t.Path)
 	}
 	return string(t.Kind)
 }
@@ -280,13 +280,13 @@ func (r *Report) String() string {
 	}
 	switch n := len(r.Cgroups); {
 	case n == 1:
-		parts = append(parts, "cgroup "+oneLine(r.Cgroups[0]))
+		parts = append(parts, "cgroup "+OneLine(r.Cgroups[0]))
 	case n > 1:
 		parts = append(parts, strconv.Itoa(n)+" cgroups")
 	}
 	switch n := len(r.FileSystems); {
 	case n == 1:
-		parts = append(parts, "file system "+oneLine(r.FileSystems[0]))
+		parts = append(parts, "file system "+OneLine(r.FileSystems[0]))
 	case n > 1:
 		parts = append(parts, strconv.Itoa(n)+" file systems")
 	}

@@ -34,9 +34,9 @@ func openFS(mounts []mount, path string) (*fileSystem, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	switch {
 	case err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP || err == unix.ENAMETOOLONG:
-		return nil, fmt.Errorf("%s: %w: %w", oneLine(path), ErrNotMounted, err)
+		return nil, fmt.Errorf("%s: %w: %w", OneLine(path), ErrNotMounted, err)
 	case err != nil:
-		return nil, fmt.Errorf("open %s: %w", oneLine(path), err)
+		return nil, fmt.Errorf("open %s: %w", OneLine(path), err)
 	}
 	f := &fileSystem{path: path, fd: fd}
 	root := false
@@ -46,13 +46,14 @@ func openFS(mounts []mount, path string) (*fileSystem, error) {
 	}
 	if err != nil {
 		f.close()
-		return nil, fmt.Errorf("%s: %w", oneLine(path), err)
+		return nil, fmt.Errorf("%s: %w", OneLine(path), err)
 	}
 	return f, nil
 }
 
-// oneLine quotes a name that would do things to a terminal, or to a log.
-func oneLine(name string) string {
+// OneLine quotes a name that would do things to a terminal, or to a log; all others it
+// returns as they are.
+func OneLine(name string) string {
 	if quoted := strconv.QuoteToGraphic(name); quoted != `"`+name+`"` {
 		return quoted
 	}
@@ -81,7 +82,7 @@ func (f *fileSystem) ioctl(request uint) error {
 	case err == unix.EPERM:
 		err = ErrPermission
 	}
-	return fmt.Errorf("%s: %w", oneLine(f.path), err)
+	return fmt.Errorf("%s: %w", OneLine(f.path), err)
 }
 
 func freezeIoctl(fd int, request uint) error {
@@ -132,9 +133,9 @@ func (h *fsHolding) open(at *host) error {
 		}
 		switch {
 		case vital:
-			return fmt.Errorf("%s: %w: %s is on it", oneLine(t.Path), ErrProtected, oneLine(why))
+			return fmt.Errorf("%s: %w: %s is on it", OneLine(t.Path), ErrProtected, OneLine(why))
 		case held >= 0:
-			return fmt.Errorf("%s: %w by guard %d", oneLine(t.Path), ErrAlreadyFrozen, at.others[held].Guard.pid)
+			return fmt.Errorf("%s: %w by guard %d", OneLine(t.Path), ErrAlreadyFrozen, at.others[held].Guard.pid)
 		case !twice:
 			h.systems = append(h.systems, f)
 		}
@@ -155,12 +156,12 @@ func (h *fsHolding) ready(at *host) error {
 		case err != nil:
 			return err
 		case s.By != nil:
-			return fmt.Errorf("%s: %w by guard %d", oneLine(f.path), ErrAlreadyFrozen, s.By.Guard)
+			return fmt.Errorf("%s: %w by guard %d", OneLine(f.path), ErrAlreadyFrozen, s.By.Guard)
 		case s.Frozen:
-			return fmt.Errorf("%s: %w", oneLine(f.path), ErrAlreadyFrozen)
+			return fmt.Errorf("%s: %w", OneLine(f.path), ErrAlreadyFrozen)
 		}
 		if err := unix.Syncfs(f.fd); err != nil {
-			return fmt.Errorf("write %s to disk: %w", oneLine(f.path), err)
+			return fmt.Errorf("write %s to disk: %w", OneLine(f.path), err)
 		}
 	}
 	return nil
@@ -182,7 +183,7 @@ func (h *fsHolding) freeze(ctx context.Context, note func(...entry) error, r *Re
 			return context.Cause(ctx) // the guard ends, and with it the goroutine
 		case err := <-done:
 			if err != nil {
-				return fmt.Errorf("write %s to disk: %w", oneLine(f.path), err)
+				return fmt.Errorf("write %s to disk: %w", OneLine(f.path), err)
 			}
 		}
 	}
@@ -220,7 +221,7 @@ func (h *fsHolding) thaw() error {
 		if f.frozen {
 			switch err := f.ioctl(fithaw); {
 			case errors.Is(err, unix.EINVAL):
-				h.thawed = oneLine(f.path)
+				h.thawed = OneLine(f.path)
 			case err != nil:
 				failed = errors.Join(failed, err)
 				continue

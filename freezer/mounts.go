@@ -134,7 +134,7 @@ func protected(mounts []mount, more []string) (map[uint64]string, error) {
 	set := map[uint64]string{}
 	for _, dir := range dirs {
 		if err := protect(set, mounts, dir, dir, 8); err != nil {
-			return nil, fmt.Errorf("protect %s: %w", oneLine(dir), err)
+			return nil, fmt.Errorf("protect %s: %w", OneLine(dir), err)
 		}
 	}
 	return set, nil

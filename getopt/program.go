@@ -1,7 +1,6 @@
 package getopt
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 const (
 	ExitUsage    = 64
 	ExitInternal = 70
+	ExitOutput   = 74 // of ErrOutput
 )
 
 // Program is what all programs tell their users in the same way.
@@ -21,7 +21,7 @@ type Program struct {
 	// Usage and UsageEnd are what --help prints before and after the options.
 	Usage, UsageEnd string
 	// Statuses are the exit statuses of errors; the first counts that fits. Others are
-	// ExitInternal.
+	// ExitInternal, but ErrOutput is ExitOutput.
 	Statuses []Status
 }
 
@@ -43,13 +43,13 @@ func (s *Standard) Add(fs *pflag.FlagSet) {
 // Asked says whether one was given: then nothing else counts.
 func (s *Standard) Asked() bool { return s.Help || s.Version }
 
-// Answer prints what was asked for. fs has the options with their defaults.
-func (p *Program) Answer(s Standard, fs *pflag.FlagSet) {
+// Answer prints what was asked for, and returns the exit status. fs has the options with
+// their defaults.
+func (p *Program) Answer(s Standard, fs *pflag.FlagSet) int {
 	if s.Help {
-		fmt.Print(p.Usage, fs.FlagUsagesWrapped(79), p.UsageEnd)
-		return
+		return p.Print(p.Usage + fs.FlagUsagesWrapped(79) + p.UsageEnd)
 	}
-	fmt.Println("Version:", p.Version)
+	return p.Print("Version: " + p.Version + "\n")
 }
 
 // Misused tells of a command line that cannot be.
@@ -65,6 +65,9 @@ func (p *Program) Status(err error) int {
 			return s.Code
 		}
 	}
+	if errors.Is(err, ErrOutput) {
+		return ExitOutput
+	}
 	return ExitInternal
 }
 
@@ -72,15 +75,4 @@ func (p *Program) Status(err error) int {
 func (p *Program) Complain(err error) int {
 	fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
 	return p.Status(err)
-}
-
-// PrintJSON prints for other programs, and returns the exit status.
-func (p *Program) PrintJSON(v any) int {
-	out := json.NewEncoder(os.Stdout)
-	out.SetIndent("", "  ")
-	if err := out.Encode(v); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", p.Name, err)
-		return ExitInternal
-	}
-	return 0
 }

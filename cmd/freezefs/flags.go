@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 )
@@ -61,6 +61,8 @@ Exit status:
    69  the file system cannot be frozen
    70  internal error, or one of the device
    71  not enough memory
+   74  it cannot be said that it is frozen, as the output cannot be written: nothing is
+       (but >/dev/null will do)
    75  it is frozen already; or the time was up, or a signal came, before it was
    77  only root may freeze; or this file system must not be frozen
 `
@@ -95,8 +97,10 @@ func parse(args []string) (*options, error) {
 		return o, err
 	case o.query && o.dryRun:
 		return nil, errors.New("--query and --dry-run exclude each other")
-	case len(words) == 0:
-		return nil, errors.New("no file system specified")
+	}
+	mounts, err := freezing.Mounts(words)
+	if err != nil {
+		return nil, err
 	}
 	o.order = freezer.Order{Detach: true}
 	seconds, err := strconv.Atoi(o.timeout)
@@ -109,22 +113,12 @@ func parse(args []string) (*options, error) {
 			return nil, err
 		}
 	}
-	for _, w := range words {
-		if w == "" { // which Abs takes for the current directory
-			return nil, errors.New("the name of a file system is empty")
-		}
-		mount, err := filepath.Abs(w)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", w, err)
-		}
+	for _, mount := range mounts {
 		o.order.Targets = append(o.order.Targets, freezer.FileSystem(mount))
 	}
 	o.protect = append(o.protect, cmp.Or(os.Getenv("LOCKERD_DATA_DIR"), "/var/lib/lockerd"))
 	for _, p := range o.protect {
-		if p == "" {
-			return nil, errors.New("--protect: the name is empty")
-		}
-		dir, err := filepath.Abs(p)
+		dir, err := freezing.Path(p)
 		if err != nil {
 			return nil, fmt.Errorf("--protect %s: %w", p, err)
 		}

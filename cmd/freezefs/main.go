@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 )
@@ -18,33 +19,8 @@ import (
 // version is set by the linker in releases.
 var version = "2.0"
 
-// Exit statuses of our own, after sysexits(3) where it has one.
-const (
-	exitFrozen      = 1 // an answer
-	exitUnknown     = 65
-	exitNotMounted  = 66
-	exitUnsupported = 69
-	exitNoMemory    = 71
-	exitTempFail    = 75
-	exitNoRight     = 77
-)
-
 var program = getopt.Program{
-	Name: "freezefs", Version: version, Usage: usage, UsageEnd: usageEnd,
-	Statuses: []getopt.Status{
-		{Of: freezer.ErrPermission, Code: exitNoRight},
-		{Of: freezer.ErrProtected, Code: exitNoRight},
-		{Of: freezer.ErrNotMounted, Code: exitNotMounted},
-		{Of: freezer.ErrNotSupported, Code: exitUnsupported},
-		{Of: freezer.ErrUnknown, Code: exitUnknown},
-		{Of: freezer.ErrNoMemory, Code: exitNoMemory},
-		{Of: freezer.ErrAlreadyFrozen, Code: exitTempFail},
-		{Of: freezer.ErrHeld, Code: exitTempFail},
-		{Of: freezer.ErrDeadline, Code: exitTempFail},
-		{Of: freezer.ErrGuardLost, Code: exitTempFail},
-		{Of: freezer.ErrOption, Code: getopt.ExitUsage},
-		{Of: freezer.ErrOrder, Code: getopt.ExitUsage},
-	},
+	Name: "freezefs", Version: version, Usage: usage, UsageEnd: usageEnd, Statuses: freezing.Statuses,
 }
 
 func main() {
@@ -58,20 +34,24 @@ func run(args []string) int {
 	case err != nil:
 		return program.Misused(err)
 	case o.Asked():
-		program.Answer(o.Standard, flags(&options{}))
-		return 0
+		return program.Answer(o.Standard, flags(&options{}))
 	case o.query:
 		return query(o)
 	case o.dryRun:
 		return survey(o)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := freezing.Signals()
 	defer stop()
 	return freeze(ctx, o)
 }
 
-// freeze leaves everything to a guard. Until it is frozen, a signal thaws.
+// freeze leaves everything to a guard. Until it is frozen, and said to be, a signal thaws.
 func freeze(ctx context.Context, o *options) int {
+	if err := getopt.CanPrint(); err != nil {
+		return program.Complain(fmt.Errorf("%w; nothing is frozen", err))
+	}
+	// Who waits to write to what it has frozen cannot say that it has.
+	o.order.Protect = append(o.order.Protect, outputs()...)
 	guard, err := freezer.Start(ctx, "")
 	var report freezer.Report
 	if err == nil {
@@ -79,25 +59,66 @@ func freeze(ctx context.Context, o *options) int {
 		report, err = guard.Freeze(ctx, o.order)
 	}
 	if err != nil && ctx.Err() != nil && !errors.Is(err, freezer.ErrNotThawed) {
-		fmt.Fprintln(os.Stderr, "freezefs: a signal came before it was frozen; nothing is")
-		return exitTempFail
+		return interrupted()
 	}
 	if err != nil {
 		return program.Complain(err)
 	}
-	// Only now, for stdout may be a file on what is frozen.
 	state, err := guard.State()
 	if err != nil {
 		return program.Complain(err)
 	}
-	for _, w := range report.Warnings {
+	said := make(chan error, 1)
+	go func() { said <- tell(o, &report, &state) }()
+	select {
+	case err = <-said:
+		if err == nil {
+			return 0
+		}
+	case <-ctx.Done(): // somebody has the output who reads nothing of it
+	case <-guard.Done():
+		return program.Complain(guard.Err())
+	}
+	// Nobody has been told that it is frozen.
+	if late := guard.Thaw(); late != nil {
+		return program.Complain(late)
+	}
+	if err == nil {
+		return interrupted()
+	}
+	return program.Complain(fmt.Errorf("%w; nothing is frozen", err))
+}
+
+func interrupted() int {
+	fmt.Fprintln(os.Stderr, "freezefs: a signal came before it was frozen; nothing is")
+	return freezing.ExitTempFail
+}
+
+// outputs are the files that the program writes to.
+func outputs() (paths []string) {
+	for _, f := range []*os.File{os.Stdout, os.Stderr} {
+		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		if info, serr := f.Stat(); err == nil && serr == nil && info.Mode().IsRegular() {
+			paths = append(paths, strings.TrimSuffix(name, " (deleted)"))
+		}
+	}
+	return paths
+}
+
+// tell says what is frozen. That nobody reads it any more is an error, and not the end.
+func tell(o *options, r *freezer.Report, s *freezer.State) error {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	for _, w := range r.Warnings {
 		fmt.Fprintln(os.Stderr, "freezefs: warning:", w)
 	}
 	if o.json {
-		return program.PrintJSON(state)
+		return getopt.Print(getopt.JSON(s))
 	}
-	fmt.Printf("%s: frozen %s\n", strings.Join(report.FileSystems, ", "), until(&state))
-	return 0
+	var names []string
+	for _, f := range r.FileSystems {
+		names = append(names, freezer.OneLine(f))
+	}
+	return getopt.Print(fmt.Sprintf("%s: frozen %s\n", strings.Join(names, ", "), until(s)))
 }
 
 // until says how long a freeze lasts.
@@ -120,16 +141,17 @@ func query(o *options) int {
 		}
 		all = append(all, s)
 		if s.Frozen {
-			code = max(code, exitFrozen)
+			code = max(code, freezing.ExitFrozen)
 		}
 	}
 	if o.json {
-		return max(code, program.PrintJSON(all))
+		return max(code, program.Print(getopt.JSON(all)))
 	}
+	var text strings.Builder
 	for i := range all {
-		fmt.Printf("%s: %s\n", all[i].Mount, describe(&all[i]))
+		fmt.Fprintf(&text, "%s: %s\n", freezer.OneLine(all[i].Mount), describe(&all[i]))
 	}
-	return code
+	return max(code, program.Print(text.String()))
 }
 
 func describe(s *freezer.FSState) string {
@@ -156,11 +178,12 @@ func survey(o *options) int {
 		return program.Complain(err)
 	}
 	if o.json {
-		return program.PrintJSON(all)
+		return program.Print(getopt.JSON(all))
 	}
-	fmt.Printf("%-7s %-20s %s\n", "TYPE", "SOURCE", "MOUNT")
+	var text strings.Builder
+	fmt.Fprintf(&text, "%-7s %-20s %s\n", "TYPE", "SOURCE", "MOUNT")
 	for _, s := range all {
-		fmt.Printf("%-7s %-20s %s\n", s.Type, s.Source, s.Mount)
+		fmt.Fprintf(&text, "%-7s %-20s %s\n", s.Type, freezer.OneLine(s.Source), freezer.OneLine(s.Mount))
 	}
-	return 0
+	return program.Print(text.String())
 }

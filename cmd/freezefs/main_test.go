@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 )
 
@@ -215,12 +216,77 @@ func TestInterruptedAtOnce(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if code := freeze(ctx, o); code != exitTempFail {
-		t.Errorf("status %d, want %d", code, exitTempFail)
+	if code := freeze(ctx, o); code != freezing.ExitTempFail {
+		t.Errorf("status %d, want %d", code, freezing.ExitTempFail)
 	}
 	freezefs, _ := programs()
 	if code, out, errs := call(t, freezefs, "-q", point); code != 0 {
 		t.Errorf("status %d, %q, %q", code, out, errs)
+	}
+}
+
+// Who is not told that something is frozen need not thaw it: so it is not frozen then.
+// Who is not told that it was thawed is told so, and where.
+func TestOutputLost(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	sh := func(script string, args ...string) (code int, out, errs string) {
+		return call(t, append([]string{"sh", "-c", script, "sh"}, args...)...)
+	}
+	for _, c := range []struct {
+		code   int
+		said   string
+		script string
+	}{
+		{74, "no space left on device; nothing is frozen\n", `"$@" >/dev/full`},
+		{74, "no space left on device; nothing is frozen\n", `"$@" --json >/dev/full`},
+		{74, "it is closed; nothing is frozen\n", `"$@" >&-`},
+		{74, "broken pipe; nothing is frozen\n", `mkfifo pipe; exec 5<>pipe 6>pipe 5<&-; rm pipe; exec "$@" >&6`},
+		{77, "must not be frozen", `"$@" >` + point + `/log`},
+		{77, "must not be frozen", `"$@" 2>` + point + `/log || { code=$?; cat ` + point + `/log >&2; exit $code; }`},
+		{0, "", `"$@" --dry-run >` + point + `/log`},
+	} {
+		code, out, errs := sh("cd /dev/shm; "+c.script, freezefs, "-t", "20", point)
+		if code != c.code || out != "" || !strings.Contains(errs, c.said) || strings.Count(errs, "\n") > 1+strings.Count(errs, "warning: ") {
+			t.Errorf("%s: status %d, %q, %q", c.script, code, out, errs)
+		}
+		if code, out, _ := call(t, freezefs, "-q", point); code != 0 {
+			t.Fatalf("%s: it is frozen: %q", c.script, out)
+		}
+	}
+
+	// Nobody reads a full pipe: then a signal ends it, and the end of the time.
+	for _, c := range []struct {
+		code           int
+		timeout, after string
+		said           string
+	}{
+		{75, "20", `until "$1" -q "$4" >/dev/null; [ $? = 1 ]; do sleep 0.01; done; kill -TERM $p;`, "a signal came"},
+		{75, "0", "", "the time was up"},
+	} {
+		t.Setenv("FREEZEFS_DEFAULT_TIMEOUT", "1")
+		code, _, errs := sh(`cd /dev/shm; mkfifo pipe; exec 5<>pipe; rm pipe
+dd if=/dev/zero bs=65536 count=1 >&5 2>/dev/null; "$@" >&5 & p=$!
+`+c.after+` wait $p`, freezefs, "-t", c.timeout, point)
+		if code != c.code || !strings.Contains(errs, c.said) {
+			t.Errorf("full pipe: status %d, %q, want %d, %q", code, errs, c.code, c.said)
+		}
+		if code, out, _ := call(t, freezefs, "-q", point); code != 0 {
+			t.Fatalf("full pipe: it is frozen: %q", out)
+		}
+	}
+
+	for _, script := range []string{`"$@" >/dev/full`, `"$@" --json >/dev/full`, `"$@" >&-`} {
+		must(t, freezefs, "-t", "20", point)
+		if code, _, errs := sh(script, thawfs, point); code != 74 || !strings.Contains(errs, point) {
+			t.Errorf("thawfs: %s: status %d, %q", script, code, errs)
+		}
+		if code, out, errs := sh(script, freezefs, "-q", point); code != 74 || strings.Count(errs, "\n") != 1 {
+			t.Errorf("freezefs -q: %s: status %d, %q, %q", script, code, out, errs)
+		}
+		if code, out, _ := call(t, freezefs, "-q", point); code != 0 {
+			t.Fatalf("it is frozen: %q", out)
+		}
 	}
 }
 

@@ -3,11 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 )
@@ -50,6 +50,7 @@ Exit status: the command's own, 128+n if signal n ended it, and
    64  wrong usage
    66  there is no such process, session or cgroup
    70  internal error
+   74  the output of --list, --dry-run or --recover cannot be written
    75  it cannot be frozen now: something does not stop, or another guard has
        it; the command was not run
    76  it was thawed before the command had ended, which was ended because of
@@ -147,10 +148,7 @@ func targets(o *options) (all []freezer.Target, err error) {
 		all = append(all, freezer.Session(sid))
 	}
 	for _, dir := range o.cgroups {
-		if dir == "" { // which Abs takes for the current directory
-			return nil, errors.New("--cgroup: the name is empty")
-		}
-		abs, err := filepath.Abs(dir)
+		abs, err := freezing.Path(dir)
 		if err != nil {
 			return nil, fmt.Errorf("--cgroup %s: %w", dir, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
@@ -17,29 +18,8 @@ import (
 // version is set by the linker in releases.
 var version = "2.0"
 
-// Exit statuses of our own, after sysexits(3) where it has one.
-const (
-	exitNoTarget = 66
-	exitTempFail = 75
-	exitThawed   = 76
-	exitNoRight  = 77
-)
-
 var program = getopt.Program{
-	Name: "freezethaw", Version: version, Usage: usage, UsageEnd: usageEnd,
-	Statuses: []getopt.Status{
-		{Of: freezer.ErrPermission, Code: exitNoRight},
-		{Of: errLook, Code: exitNoRight},
-		{Of: errThaw, Code: exitNoRight},
-		{Of: freezer.ErrOrder, Code: getopt.ExitUsage},
-		{Of: freezer.ErrSelf, Code: getopt.ExitUsage},
-		{Of: freezer.ErrNoTarget, Code: exitNoTarget},
-		{Of: freezer.ErrUnstoppable, Code: exitTempFail},
-		{Of: freezer.ErrRestless, Code: exitTempFail},
-		{Of: freezer.ErrHeld, Code: exitTempFail},
-		{Of: freezer.ErrDeadline, Code: exitTempFail},
-		{Of: freezer.ErrGuardLost, Code: exitTempFail},
-	},
+	Name: "freezethaw", Version: version, Usage: usage, UsageEnd: usageEnd, Statuses: freezing.Statuses,
 }
 
 // grace is the time that a command has to end in when it is no longer alone.
@@ -57,8 +37,7 @@ func run(args []string) int {
 	case err != nil:
 		return program.Misused(err)
 	case o.Asked():
-		program.Answer(o.Standard, flags(&options{}))
-		return 0
+		return program.Answer(o.Standard, flags(&options{}))
 	case o.list:
 		return list(o.json)
 	case o.recover:
@@ -129,7 +108,7 @@ func freeze(o *options) int {
 		if exit.Left > 0 {
 			fmt.Fprintf(os.Stderr, "freezethaw: %d processes of the command cannot be killed\n", exit.Left)
 		}
-		return exitThawed
+		return freezing.ExitThawed
 	case exit.Interrupted:
 		job.Interrupt()
 	}

@@ -1,13 +1,15 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/getopt"
 )
 
 // tell says on stderr what was frozen.
@@ -30,42 +32,29 @@ func survey(o *options) int {
 		return complain(err)
 	}
 	if o.json {
-		return program.PrintJSON(found)
+		return program.Print(getopt.JSON(found))
 	}
-	fmt.Printf("%7s %7s %s %s\n", "PID", "PARENT", "STATE", "NAME")
+	var text strings.Builder
+	fmt.Fprintf(&text, "%7s %7s %s %s\n", "PID", "PARENT", "STATE", "NAME")
 	for _, p := range found {
-		fmt.Printf("%7d %7d %-5s %s\n", p.PID, p.Parent, p.State, printable(p.Name))
+		fmt.Fprintf(&text, "%7d %7d %-5s %s\n", p.PID, p.Parent, p.State, freezer.OneLine(p.Name))
 	}
-	return 0
+	return program.Print(text.String())
 }
-
-// printable keeps what a process calls itself from doing things to the terminal.
-func printable(name string) string {
-	quoted := strconv.QuoteToGraphic(name)
-	if quoted == `"`+name+`"` {
-		return name
-	}
-	return quoted
-}
-
-// What only root may do beside freezing.
-var (
-	errLook = errors.New("only root may see what is frozen")
-	errThaw = errors.New("only root may thaw")
-)
 
 func list(asJSON bool) int {
 	if os.Geteuid() != 0 { // the directory could not be read, and would look empty
-		return program.Complain(errLook)
+		return program.Complain(freezing.ErrLook)
 	}
 	states, err := freezer.List("")
 	if err != nil {
 		return complain(err)
 	}
 	if asJSON {
-		return program.PrintJSON(states)
+		return program.Print(getopt.JSON(states))
 	}
-	fmt.Printf("%-16s %7s %9s %8s  %s\n", "ID", "GUARD", "REQUESTER", "LEFT", "FROZEN")
+	var text strings.Builder
+	fmt.Fprintf(&text, "%-16s %7s %9s %8s  %s\n", "ID", "GUARD", "REQUESTER", "LEFT", "FROZEN")
 	for _, s := range states {
 		left, requester := "-", strconv.Itoa(s.Requester)
 		if s.Left >= 0 {
@@ -77,35 +66,34 @@ func list(asJSON bool) int {
 		if s.Detached {
 			requester = "gone"
 		}
-		fmt.Printf("%-16s %7d %9s %8s  %v\n", s.ID, s.Guard, requester, left, &s.Report)
+		fmt.Fprintf(&text, "%-16s %7d %9s %8s  %v\n", s.ID, s.Guard, requester, left, &s.Report)
 	}
-	return 0
+	return program.Print(text.String())
 }
 
 func recovered(asJSON bool) int {
 	if os.Geteuid() != 0 {
-		return program.Complain(errThaw)
+		return program.Complain(freezing.ErrThaw)
 	}
 	done, err := freezer.Recover("")
+	var text string
 	switch {
 	case asJSON && done == nil:
-		done = []freezer.Recovered{}
-		fallthrough
+		text = "[]\n"
 	case asJSON:
-		if code := program.PrintJSON(done); code != 0 {
-			return code
-		}
+		text = getopt.JSON(done)
 	default:
 		for _, r := range done {
 			since := ""
 			if !r.Since.IsZero() {
 				since = ", frozen since " + r.Since.Local().Format(time.DateTime)
 			}
-			fmt.Printf("thawed %v of guard %d%s\n", &r, r.Guard, since)
+			text += fmt.Sprintf("thawed %v of guard %d%s\n", &r, r.Guard, since)
 		}
 	}
+	code := program.Tell(text)
 	if err != nil {
 		return complain(err)
 	}
-	return 0
+	return code
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -235,8 +236,8 @@ func (p *program) awaitFrozen(s *orderStream, w *waiting) (o order, err error) {
 
 // freezeAndLeave freezes, and leaves it so. Nothing stays frozen whose number nobody was told.
 func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequest) error {
-	if p.out.isClosed() {
-		return fmt.Errorf("%w: it is closed, and the number of the order would be lost; nothing is frozen", errOutput)
+	if p.out.IsClosed() {
+		return fmt.Errorf("%w: it is closed, and the number of the order would be lost; nothing is frozen", getopt.ErrOutput)
 	}
 	ctx = context.WithoutCancel(ctx)
 	signals := job.Notify()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -67,14 +68,14 @@ func main() {
 
 // run is the program. It returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	out := &output{Writer: stdout}
+	out := &getopt.Output{Writer: stdout}
 	root := newRoot(out, stderr)
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
-		err = out.err
+		err = out.Err
 	}
 	if err == nil {
 		return exitOK
@@ -101,7 +102,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitRefused
 	case errors.Is(err, errNoAnswer):
 		return exitSilent
-	case errors.Is(err, errOutput):
+	case errors.Is(err, getopt.ErrOutput):
 		return exitOutput
 	}
 	return exitUsage // all that is left comes from the command line
@@ -109,7 +110,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // program is what the commands share.
 type program struct {
-	out     *output
+	out     *getopt.Output
 	errs    io.Writer // what lockctl itself has to say while a command runs
 	addr    string
 	admin   string // the socket for those who may freeze
@@ -118,7 +119,7 @@ type program struct {
 	json    bool
 }
 
-func newRoot(stdout *output, stderr io.Writer) *cobra.Command {
+func newRoot(stdout *getopt.Output, stderr io.Writer) *cobra.Command {
 	p := &program{out: stdout, errs: stderr}
 	root := &cobra.Command{
 		Use:   "lockctl",

@@ -2,19 +2,14 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
-	"unicode"
 
 	"github.com/spf13/pflag"
 
+	"github.com/lockerd/lockerd/cmd/internal/freezing"
 	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 )
@@ -22,25 +17,8 @@ import (
 // version is set by the linker in releases.
 var version = "2.0"
 
-// Exit statuses of our own, after sysexits(3) where it has one.
-const (
-	exitNotFrozen   = 1 // there was nothing to do
-	exitUnknown     = 65
-	exitNotMounted  = 66
-	exitUnsupported = 69
-	exitNoRight     = 77
-)
-
 var program = getopt.Program{
-	Name: "thawfs", Version: version, Usage: usage, UsageEnd: usageEnd,
-	Statuses: []getopt.Status{
-		{Of: freezer.ErrNotFrozen, Code: exitNotFrozen},
-		{Of: freezer.ErrPermission, Code: exitNoRight},
-		{Of: errNoRight, Code: exitNoRight},
-		{Of: freezer.ErrNotMounted, Code: exitNotMounted},
-		{Of: freezer.ErrNotSupported, Code: exitUnsupported},
-		{Of: freezer.ErrUnknown, Code: exitUnknown},
-	},
+	Name: "thawfs", Version: version, Usage: usage, UsageEnd: usageEnd, Statuses: freezing.Statuses,
 }
 
 const usage = `thawfs - thaw file systems
@@ -73,11 +51,12 @@ Exit status; of several the highest, and all are tried:
    66  it is not mounted
    69  the file system cannot be frozen (with --dry-run)
    70  internal error, or one of the device
+   74  the output cannot be written; what was thawed is said on standard error
    77  only root may thaw
 `
 
 // errNoRight is for who is not root, in the words of what was asked for.
-var errNoRight = errors.New("only root may thaw, and see what is frozen")
+var errNoRight = fmt.Errorf("%w, and see what is frozen", freezing.ErrThaw)
 
 type options struct {
 	getopt.Standard
@@ -101,20 +80,9 @@ func parse(args []string) (*options, error) {
 	switch {
 	case err != nil || o.Asked():
 		return o, err
-	case len(words) == 0:
-		return nil, errors.New("no file system specified")
 	}
-	for _, w := range words {
-		if w == "" { // which Abs takes for the current directory
-			return nil, errors.New("the name of a file system is empty")
-		}
-		mount, err := filepath.Abs(w)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", w, err)
-		}
-		o.mounts = append(o.mounts, mount)
-	}
-	return o, nil
+	o.mounts, err = freezing.Mounts(words)
+	return o, err
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -125,8 +93,7 @@ func run(args []string) int {
 	case err != nil:
 		return program.Misused(err)
 	case o.Asked():
-		program.Answer(o.Standard, flags(&options{}))
-		return 0
+		return program.Answer(o.Standard, flags(&options{}))
 	}
 	if os.Geteuid() != 0 {
 		return program.Complain(errNoRight)
@@ -141,18 +108,10 @@ type thawed struct {
 	Error  string `json:"error,omitempty"`
 }
 
-// oneLine quotes a name that would make several of one.
-func oneLine(name string) string {
-	if strings.ContainsFunc(name, unicode.IsControl) {
-		return strconv.Quote(name)
-	}
-	return name
-}
-
 // thaw looks at all before it thaws one: several may be frozen as one. Of a single one
 // ThawFS itself knows.
 func thaw(o *options) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := freezing.Signals()
 	defer stop()
 	frozen := map[string]bool{}
 	code := 0
@@ -168,7 +127,7 @@ func thaw(o *options) int {
 		case o.dryRun && err != nil:
 			errs[i] = err
 		case o.dryRun && !s.Frozen:
-			errs[i] = fmt.Errorf("%s: %w", oneLine(m), freezer.ErrNotFrozen)
+			errs[i] = fmt.Errorf("%s: %w", freezer.OneLine(m), freezer.ErrNotFrozen)
 		}
 	}
 	for i, m := range o.mounts {
@@ -185,15 +144,16 @@ func thaw(o *options) int {
 		}
 	}
 	if o.json {
-		return max(code, program.PrintJSON(all))
+		return max(code, program.Tell(getopt.JSON(all)))
 	}
+	var text strings.Builder
 	for _, t := range all {
 		switch {
 		case t.Thawed && o.dryRun:
-			fmt.Printf("%s: would be thawed\n", t.Mount)
+			fmt.Fprintf(&text, "%s: would be thawed\n", freezer.OneLine(t.Mount))
 		case t.Thawed:
-			fmt.Printf("%s: thawed\n", t.Mount)
+			fmt.Fprintf(&text, "%s: thawed\n", freezer.OneLine(t.Mount))
 		}
 	}
-	return code
+	return max(code, program.Tell(text.String()))
 }
