@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -174,25 +175,25 @@ func (n *Node) deadline() (due fsm.Millis, ok bool) {
 }
 
 // reap ends the incarnations that have not been in touch for Config.NodeGrace.
-// Each gets the full grace from the moment this leader took office.
+// Each gets the full grace from the moment this leader took office, or from its
+// beginning: it names itself to us only a while after the table has given it out.
 func (n *Node) reap(ctx context.Context, o *office) {
+	since := make(map[fsm.Incarnation]time.Time) // since when this leader knows it
 	t := time.NewTicker(reapEvery)
 	defer t.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
 		var nodes []fsm.Node
 		n.replica.view(func(m *fsm.Machine) { nodes = m.Nodes() })
 		own := n.ledger.incarnation()
 		alive := make(map[fsm.Incarnation]bool, len(nodes))
 		for _, node := range nodes {
 			alive[node.Incarnation] = true
+			if since[node.Incarnation].IsZero() {
+				since[node.Incarnation] = time.Now()
+			}
 			last := n.peers.lastHeard(node.Incarnation)
-			if last.Before(o.from) {
-				last = o.from
+			if last.Before(since[node.Incarnation]) {
+				last = since[node.Incarnation]
 			}
 			if node.Incarnation == own || time.Since(last) < n.cfg.NodeGrace {
 				continue
@@ -203,6 +204,12 @@ func (n *Node) reap(ctx context.Context, o *office) {
 			}
 		}
 		n.peers.forget(alive)
+		maps.DeleteFunc(since, func(inc fsm.Incarnation, _ time.Time) bool { return !alive[inc] })
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ type Node struct {
 	// Of servers alone; nil in an agent.
 	replica   *replica
 	raft      *raft.Raft
-	entries   raft.LogStore  // Raft\'s
+	entries   raft.LogStore  // Raft's
 	verifying sync.WaitGroup // questions to Raft whether this node leads
 	trans     raftTransport
 	disk      *guardedDisk

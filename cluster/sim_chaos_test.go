@@ -325,6 +325,11 @@ func (c *chaos) settle() {
 	c.sweep(ctx)
 	time.Sleep(30 * time.Second) // for incarnations to be given up, and all to come to rest
 	c.converge()
+	written := c.leader().replica.appliedIndex()
+	time.Sleep(3 * time.Second)
+	if now := c.leader().replica.appliedIndex(); now != written {
+		c.check.fail("%d entries were written at rest", now-written)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range c.requests {
@@ -403,6 +408,10 @@ func runChaos(t *testing.T, seed uint64, servers, agents, clients int, d time.Du
 		close(c.over)
 		c.net.Heal()
 		running.Wait()
+		for range 2 { // while nobody asks for anything
+			c.strike()
+		}
+		c.net.Heal()
 		close(done)
 		sweeping.Wait()
 		if !t.Failed() {
