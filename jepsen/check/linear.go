@@ -67,10 +67,11 @@ func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operatio
 			asked[p.Return.Fence] = p.Call.Time
 		}
 	}
+	queues := places(pairs)
 	for _, p := range pairs {
 		switch p.Call.F {
 		case history.Acquire:
-			acquire(p, a, told, calls, add)
+			acquire(p, a, told, calls, queues, add)
 		case history.Release:
 			e, seen := a.ends[p.Call.Fence]
 			in := model.Input{Kind: model.Release, Client: p.Call.Owner, Token: p.Call.Fence}
@@ -152,7 +153,41 @@ const server = 1 << 30
 
 type adder func(p history.Pair, locks []string, in model.Input, out model.Output, end time.Duration)
 
-func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]history.Op, add adder) {
+// standing is the time in which a request may have had a place in a queue.
+type standing struct {
+	owner    string
+	from, to time.Duration
+}
+
+// places are those in the queue of each lock. One whose request was not granted may be
+// there for ever.
+func places(pairs []history.Pair) map[string][]standing {
+	m := map[string][]standing{}
+	for _, p := range pairs {
+		if p.Call.F != history.Acquire || p.Call.Try {
+			continue
+		}
+		w := standing{p.Call.Owner, p.Call.Time, history.Forever}
+		if p.Type() == history.OK {
+			w.to = p.End()
+		}
+		for _, l := range p.Call.Locks {
+			m[l] = append(m[l], w)
+		}
+	}
+	return m
+}
+
+// queued says whether somebody else may have waited for one of an operation's locks.
+func queued(p history.Pair, queues map[string][]standing) bool {
+	return slices.ContainsFunc(p.Call.Locks, func(l string) bool {
+		return slices.ContainsFunc(queues[l], func(w standing) bool {
+			return w.owner != p.Call.Owner && w.from <= p.End() && p.Call.Time <= w.to
+		})
+	})
+}
+
+func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]history.Op, queues map[string][]standing, add adder) {
 	in := model.Input{
 		Kind: model.Acquire, Client: p.Call.Owner, Mode: p.Call.Mode, Slots: p.Call.Slots,
 		All: p.Call.All, First: p.Call.Try && !p.Call.All,
@@ -164,11 +199,8 @@ func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]hi
 		if p.Return.Error != history.Busy {
 			return // refused for another reason than the lock's state
 		}
-		if p.Call.All {
-			// One of them was busy, which says nothing of any one. A single one may be
-			// free, and kept for somebody who waits for others beside it.
-			return
-		}
+		// One that is free may be kept for somebody who waits for others beside it.
+		in.Queue = in.All && queued(p, queues)
 		add(p, p.Call.Locks, in, model.Output{Status: model.Busy}, p.End())
 	default:
 		calls[p.Call.Owner] = p.Call

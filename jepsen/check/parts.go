@@ -112,7 +112,7 @@ func joint(group []porcupine.Operation, locks []string) []porcupine.Operation {
 	ops := slices.Clone(group)
 	for i, op := range ops {
 		in, out := op.Input.(model.Input), op.Output.(model.Output)
-		in.At, in.Queue, in.First = at(in.Locks), reserved, in.First && !reserved
+		in.At, in.Queue, in.First = at(in.Locks), in.Queue || reserved && !in.All, in.First && !reserved
 		out.At = at(out.Locks)
 		ops[i].Input, ops[i].Output = in, out
 	}
@@ -129,8 +129,8 @@ func single(group []porcupine.Operation, lock string) part {
 		if in.Kind == model.Acquire && out.Status == model.OK {
 			touched = out.Locks
 		}
-		if !slices.Contains(touched, lock) {
-			continue
+		if !slices.Contains(touched, lock) || in.All && out.Status == model.Busy {
+			continue // that one of several is busy says nothing of any one
 		}
 		if in.Kind == model.Acquire {
 			modes[in.Mode] = true

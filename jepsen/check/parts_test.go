@@ -38,6 +38,11 @@ func TestModelsAreWired(t *testing.T) {
 	oneOf := func(p int, owner string) history.Op {
 		return history.Op{Process: p, Owner: owner, Locks: two, Try: true}
 	}
+	allOf := func(p int, owner string) history.Op {
+		op := oneOf(p, owner)
+		op.All = true
+		return op
+	}
 	for name, c := range map[string]struct {
 		tell func(s *script)
 		want Verdict
@@ -86,15 +91,24 @@ func TestModelsAreWired(t *testing.T) {
 			s.acquire(oneOf(0, "a"), 1, "l0", "l1")
 		}, Fail},
 		"all of two, granted one": {func(s *script) {
-			op := oneOf(0, "a")
-			op.All = true
-			s.acquire(op, 1, "l0")
+			s.acquire(allOf(0, "a"), 1, "l0")
 		}, Fail},
-		"all of two, busy": {func(s *script) { // one may be kept for somebody
-			op := oneOf(0, "a")
-			op.All = true
-			s.acquire(op, 0)
+		"all of two, busy though both are free": {func(s *script) {
+			s.acquire(allOf(0, "a"), 0)
+		}, Fail},
+		"all of two, one of them busy": {func(s *script) {
+			s.get(1, "b", 1)
+			s.ops[len(s.ops)-1].Locks, s.ops[len(s.ops)-2].Locks = two[1:], two[1:]
+			s.acquire(allOf(0, "a"), 0)
 		}, Pass},
+		"all of two, one of them kept for somebody": {func(s *script) {
+			s.add(history.Op{Process: 1, Type: history.Invoke, F: history.Acquire, Owner: "b", Locks: []string{"l1", "l2"}, All: true})
+			s.acquire(allOf(0, "a"), 0)
+		}, Pass},
+		"all of two, while somebody waits for another": {func(s *script) {
+			s.add(history.Op{Process: 1, Type: history.Invoke, F: history.Acquire, Owner: "b", Locks: []string{"l2"}})
+			s.acquire(allOf(0, "a"), 0)
+		}, Fail},
 	} {
 		s := tell()
 		c.tell(s)

@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/anishathalye/porcupine"
@@ -25,7 +26,8 @@ type Joint struct {
 
 // StepJoint is the specification of such locks. Each operation is one step, whatever it
 // names: a request for any of several takes one, and is told that it is busy only if all
-// are held at one moment; one for all takes all at one moment.
+// are held at one moment; one for all takes all at one moment, and is told that it is busy
+// only if one is held.
 func StepJoint(s Joint, in Input, out Output) (bool, Joint) {
 	switch in.Kind {
 	case Acquire:
@@ -77,12 +79,11 @@ func StepJoint(s Joint, in Input, out Output) (bool, Joint) {
 
 func (s Joint) acquire(in Input, out Output) (bool, Joint) {
 	if out.Status == Busy {
-		for _, i := range in.At {
-			if o := s.Seats[i].Owner; o == "" || o == in.Client {
-				return in.Queue, s
-			}
+		busy := func(i int) bool { o := s.Seats[i].Owner; return o != "" && o != in.Client }
+		if in.All {
+			return in.Queue || slices.ContainsFunc(in.At, busy), s
 		}
-		return true, s
+		return in.Queue || !slices.ContainsFunc(in.At, func(i int) bool { return !busy(i) }), s
 	}
 	grant := len(out.At) > 0 && out.Token > s.Last && s.Last >= in.Prev && s.chosen(in, out)
 	again := len(out.At) > 0

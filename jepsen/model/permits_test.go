@@ -120,6 +120,10 @@ func noneOf(client string, at ...int) line {
 	return line{Input{Kind: Acquire, Client: client, At: at}, Output{Status: Busy}}
 }
 
+func noneOfAll(client string, at []int) line {
+	return line{Input{Kind: Acquire, Client: client, At: at, All: true}, Output{Status: Busy}}
+}
+
 func puts(client string, token uint64, at ...int) line {
 	return line{Input{Kind: Release, Client: client, Token: token, At: at}, Output{}}
 }
@@ -146,6 +150,9 @@ func TestJointHistories(t *testing.T) {
 		{"not the first, with the first held", true, []line{anyOf("a", two, 0, 1), first(anyOf("b", two, 1, 2))}},
 		{"tokens fall over two locks", false, []line{anyOf("a", two, 0, 2), anyOf("b", two, 1, 1)}},
 		{"all", true, []line{allOf("a", two, 1), puts("a", 1, 0, 1), allOf("b", two, 2)}},
+		{"all, busy with one held", true, []line{anyOf("a", two, 1, 1), noneOfAll("b", two)}},
+		{"all, busy with none held", false, []line{anyOf("a", []int{2}, 2, 1), noneOfAll("b", two)}},
+		{"all, busy with one kept for another", true, []line{queued(noneOfAll("b", two))}},
 		{"all, with one held", false, []line{anyOf("a", two, 1, 1), allOf("b", two, 2)}},
 		{"not all", false, []line{{Input{Kind: Acquire, Client: "a", At: two, All: true}, Output{Token: 1, At: []int{0}}}}},
 		{"one of all is broken", true, []line{allOf("a", two, 1), {Input{Kind: Break, At: []int{1}}, Output{Owner: "a"}}, anyOf("b", two, 0, 2)}},
