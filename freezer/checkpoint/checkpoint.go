@@ -44,7 +44,15 @@ type Order struct {
 	// Timeout is how long it may take until all processes stand still; 0 is 10 s.
 	Timeout time.Duration
 	Locks   []Lock
-	CRIU    *CRIU // nil to find one
+	// User is whose file it is to be, nil for root's. All processes have to be theirs,
+	// and what they may not write is not written. Images and the unfinished file are then
+	// not beside it, but in Scratch.
+	User *User
+	// Scratch is a directory with room for the memory, which only root can rename or remove
+	// things in; "" is os.TempDir. Where there is a File and no User it is not used.
+	Scratch string
+	Asker   *Asker // who of them asks
+	CRIU    *CRIU  // nil to find one
 }
 
 // Report tells of a checkpoint.
@@ -68,6 +76,8 @@ func (o *Order) check() error {
 		return fail(Args, syscall.EINVAL, "TCP connections cannot be treated as %q", o.TCP)
 	case o.Timeout < 0:
 		return fail(Args, syscall.EINVAL, "a timeout of %v is less than nothing", o.Timeout)
+	case o.User != nil && (o.File == "" || o.Exclusive || o.Backup != ""):
+		return fail(Args, syscall.EINVAL, "what is made for a user is a file, and replaces what is there")
 	case o.Exclusive && o.Backup != "":
 		return fail(Args, syscall.EINVAL, "a file that must not be there has no backup")
 	}
@@ -96,12 +106,17 @@ func Checkpoint(ctx context.Context, o Order) (*Report, error) {
 	if o.Incremental {
 		return nil, o.refuseIncremental(ctx)
 	}
-	in := os.TempDir()
+	in := o.Scratch
+	if in == "" {
+		in = os.TempDir()
+	}
 	if o.File != "" {
 		var err error
 		if o.File, err = filepath.Abs(o.File); err != nil {
 			return nil, classed(err, "find our directory")
 		}
+	}
+	if o.File != "" && o.User == nil {
 		in = filepath.Dir(o.File)
 		if st, err := os.Lstat(o.File); err == nil && (o.Exclusive || st.IsDir()) {
 			return nil, fail(Args, syscall.EEXIST, "%s is there already", o.File)
@@ -169,6 +184,12 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 		return nil, err
 	}
 	r.Manifest.Target, r.Manifest.TCP, r.Manifest.Locks, r.Manifest.CRIU = o.Target.String(), string(o.TCP), o.Locks, o.CRIU.Version
+	r.Manifest.Asker = o.Asker
+	if o.User != nil {
+		if err := o.User.mayHave(b.images(), r.Manifest); err != nil {
+			return nil, err
+		}
+	}
 	if r.Size, err = o.save(ctx, r.Manifest, b); err != nil {
 		return nil, err
 	}
@@ -256,16 +277,26 @@ func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err 
 		err := writeContext(w, m, b.images(), o.Compress)
 		return w.n, err
 	}
+	if o.User != nil {
+		f, err := o.User.create(o.File)
+		if err != nil {
+			return 0, err
+		}
+		defer f.close()
+		if size, err = o.write(ctx, f.File, m, b); err == nil {
+			err = f.publish(!o.NoSync)
+		}
+		if err != nil {
+			f.discard()
+		}
+		return size, err
+	}
 	f, err := os.OpenFile(b.path("context"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	w := &counter{ctx: ctx, w: f, flush: f}
-	if o.NoSync {
-		w.flush = nil
-	}
-	if err := writeContext(w, m, b.images(), o.Compress); err != nil {
+	if size, err = o.write(ctx, f, m, b); err != nil {
 		return 0, err
 	}
 	if !o.NoSync {
@@ -276,7 +307,16 @@ func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err 
 	if err := f.Close(); err != nil {
 		return 0, err
 	}
-	return w.n, o.publish(b.path("context"))
+	return size, o.publish(b.path("context"))
+}
+
+func (o *Order) write(ctx context.Context, f *os.File, m *Manifest, b *box) (size int64, err error) {
+	w := &counter{ctx: ctx, w: f, flush: f}
+	if o.NoSync {
+		w.flush = nil
+	}
+	err = writeContext(w, m, b.images(), o.Compress)
+	return w.n, err
 }
 
 // publish gives the file its name.

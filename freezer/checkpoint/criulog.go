@@ -69,6 +69,7 @@ var verdicts = []verdict{
 	{[]string{"Cannot allocate memory"}, Temp, syscall.ENOMEM, ""},
 	{[]string{"Resource temporarily unavailable"}, Temp, syscall.EAGAIN, ""},
 	{[]string{"Device or resource busy"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Can't get rlimit", "Operation not permitted"}, Env, syscall.EPERM, "to checkpoint what is not root's takes CAP_SYS_RESOURCE, which is missing here"},
 	{[]string{"No space left on device"}, Env, syscall.ENOSPC, ""},
 	{[]string{"No such file or directory"}, Env, syscall.ENOENT, ""},
 	{[]string{"Permission denied"}, Env, syscall.EACCES, ""},

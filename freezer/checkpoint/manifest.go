@@ -35,6 +35,7 @@ type Manifest struct {
 	Files     []File     `json:"files,omitempty"`
 	TCP       string     `json:"tcp,omitempty"`
 	Locks     []Lock     `json:"locks,omitempty"`
+	Asker     *Asker     `json:"asker,omitempty"`
 	Parts     []Part     `json:"parts"`
 }
 

@@ -186,11 +186,12 @@ type restoreOrder struct {
 	PIDs      []int
 	Stopped   []int // of those, that were stopped when checkpointed
 	Signal    syscall.Signal
+	Asker     *Asker
 }
 
 func (p *Plan) order(b *box, m *Manifest, leaders []leader) *restoreOrder {
 	o := &restoreOrder{
-		Namespace: p.NewPIDs, Leaders: leaders, CRIU: p.CRIU.Path, Log: b.path("restore.log"), Root: m.Root, Signal: p.Signal,
+		Namespace: p.NewPIDs, Leaders: leaders, CRIU: p.CRIU.Path, Log: b.path("restore.log"), Root: m.Root, Signal: p.Signal, Asker: m.Asker,
 		Args: []string{
 			"restore", "--images-dir", b.images(), "--work-dir", b.images(), "--log-file", b.path("restore.log"), "-v2",
 			"--restore-detached", "--restore-sibling", "--shell-job", "--file-locks",
@@ -239,6 +240,10 @@ func (o *restoreOrder) restore(ctx context.Context, input *os.File) error {
 		} else {
 			err = fail(Temp, syscall.EINTR, "CRIU was ended: %w", errors.Join(err, context.Cause(ctx)))
 		}
+		return err
+	}
+	if err := o.tellRestored(); err != nil {
+		o.abandon()
 		return err
 	}
 	o.deliver()
