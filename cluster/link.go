@@ -37,6 +37,8 @@ type link struct {
 	addr   string
 	out    *outbox // nil while down
 	boot   string  // of the server's process, as of the last welcome
+	name   string  // the server's, likewise
+	ended  bool    // that process is known to have ended
 	member string  // the server's cluster, likewise
 	place  place   // whose processes it watches, likewise
 	nextID uint64
@@ -100,6 +102,10 @@ func (l *link) run(ctx context.Context) {
 		err := l.connect(ctx)
 		l.log("link down", "error", err)
 		if l.died(was, err) {
+			l.mu.Lock()
+			l.ended = l.boot == was
+			l.mu.Unlock()
+			l.node.peers.turn() // a new leader may wait for it
 			l.node.suspect(l.id)
 		}
 		if l.lastBoot() != "" && time.Since(began) > redialMax {
@@ -132,6 +138,17 @@ func (l *link) died(was string, err error) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || l.lastBoot() != was
 }
 
+// dead is the server's name if its process is known to have ended and no other one has
+// answered in its place.
+func (l *link) dead() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ended {
+		return ""
+	}
+	return l.name
+}
+
 // connect dials, and serves the connection until it ends.
 func (l *link) connect(ctx context.Context) error {
 	l.mu.Lock()
@@ -161,6 +178,7 @@ func (l *link) connect(ctx context.Context) error {
 	l.mu.Lock()
 	replaced := l.boot != "" && l.boot != welcome.Boot
 	l.boot, l.member, l.place = welcome.Boot, welcome.Cluster, welcome.Place
+	l.name, l.ended = welcome.Name, false
 	l.out = out
 	l.mu.Unlock()
 	if replaced {

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -72,15 +70,7 @@ func (c *orderChaos) boot(id string, rng *rand.Rand) {
 		x := newFakeExecutor(id)
 		x.rng = rng
 		cfg.Executor = x
-		dial := cfg.Dial
-		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			select {
-			case <-dead:
-				return nil, syscall.ENETDOWN
-			default:
-			}
-			return dial(ctx, addr)
-		}
+		cfg.Dial = mortal(dead, cfg.Dial)
 		if c.disks[id] == nil {
 			_ = cfg.PeerListener.Close()
 			cfg.Agent, cfg.PeerListener, cfg.Stores = true, nil, nil
