@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -64,8 +65,9 @@ type webPort struct {
 	log     hclog.Logger
 	hosts   map[string]bool // names of this host; others in a browser's request are a trick
 	origin  *http.CrossOriginProtection
-	uid     int           // whom the node runs as
-	watches chan struct{} // one token an open event stream
+	uid     int                    // whom the node runs as
+	socket  atomic.Pointer[string] // path of the admin socket; nil if there is none
+	watches chan struct{}          // one token an open event stream
 
 	orderStreams chan struct{} // one token a request that waits for an order
 }
@@ -94,6 +96,7 @@ func NewHTTPServer(node AdminNode, log hclog.Logger, names ...string) *http.Serv
 	}
 	return &http.Server{
 		Handler:           p.routes(),
+		BaseContext:       p.serves,
 		ConnContext:       withPeer,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,

@@ -14,8 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errNoAdmin is for those whose word is not enough to stop what runs on other hosts.
-var errNoAdmin = errors.New("orders are for administrators: ask by the admin socket of a node's host, as root (lockctl there does)")
+// errNoAdmin is for those whose word is not enough to stop what runs on other hosts. It
+// says where to ask.
+func (p *webPort) errNoAdmin() error {
+	host, err := os.Hostname()
+	socket := p.socket.Load()
+	if err != nil || socket == nil {
+		return errors.New("orders are for administrators: ask by the admin socket of a node's host, as root (lockctl there does); this node has none")
+	}
+	return fmt.Errorf("orders are for administrators: ask by the admin socket, on host %s %s, as root (lockctl there does)", host, *socket)
+}
+
+// serves is told of what the port listens on.
+func (p *webPort) serves(ln net.Listener) context.Context {
+	if a, ok := ln.Addr().(*net.UnixAddr); ok {
+		p.socket.Store(&a.Name)
+	}
+	return context.Background()
+}
 
 // caller is who is at the other end of a request, by the kernel's word.
 type caller struct{ uid uint32 }
@@ -44,7 +60,7 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 func (p *webPort) admin(r *http.Request) (by string, err error) {
 	c, ok := r.Context().Value(callerKey{}).(caller)
 	if !ok || c.uid != 0 && int(c.uid) != p.uid {
-		return "", errNoAdmin
+		return "", p.errNoAdmin()
 	}
 	name := "uid" + strconv.Itoa(int(c.uid))
 	if u, err := user.LookupId(strconv.Itoa(int(c.uid))); err == nil {

@@ -266,7 +266,7 @@ func TestHTTPOrdersRefused(t *testing.T) {
 	s := newOrderFarm(t)
 	const good = `{"action":"freeze","nodes":["n1"]}`
 	for _, path := range []string{"/v1/orders", "/v1/orders/thaw"} {
-		if code, body := post(t, s.urls["n1"]+path, good); code != 403 || !strings.Contains(body, "admin socket") {
+		if code, body := post(t, s.urls["n1"]+path, good); code != 403 || !strings.Contains(body, "the admin socket, on host ") || !strings.Contains(body, s.paths["n1"]+", as root") {
 			t.Errorf("%s over TCP: %d %s", path, code, body)
 		}
 	}
@@ -280,6 +280,8 @@ func TestHTTPOrdersRefused(t *testing.T) {
 		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"fence":7}`, 409, "the hold with fence 7 is over"},
 		{"/v1/orders", `{"action":"freeze","node":"n1"}`, 400, "node"},
 		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":99999999999999}`, 409, "at most 365 days"},
+		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":9223372036854775807}`, 409, "at most 365 days"},
+		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":9223372036854775808}`, 400, "timeout_ms"},
 		{"/v1/orders", ``, 400, "read the request"},
 		{"/v1/orders/thaw", `{}`, 400, "which orders"},
 		{"/v1/orders/thaw", `{"id":1,"all":true}`, 400, "which orders"},
@@ -292,6 +294,13 @@ func TestHTTPOrdersRefused(t *testing.T) {
 		if resp.StatusCode != c.code || !strings.Contains(string(b), c.want) {
 			t.Errorf("%s %s: %d %s, want %d with %s", c.path, c.body, resp.StatusCode, b, c.code, c.want)
 		}
+	}
+	bare := httptest.NewUnstartedServer(nil)
+	bare.Config = NewHTTPServer(s.nodes["n1"], hclog.NewNullLogger())
+	bare.Start()
+	defer bare.Close()
+	if code, body := post(t, bare.URL+"/v1/orders", good); code != 403 || !strings.Contains(body, "this node has none") {
+		t.Errorf("without a socket: %d %s", code, body)
 	}
 	if code, body := get(t, s.urls["n1"]+"/v1/orders?all=1"); code != 200 || body != `{"orders":[]}`+"\n" {
 		t.Errorf("something was opened: %d %s", code, body)

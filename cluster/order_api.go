@@ -17,9 +17,6 @@ const (
 	// orderTimeout is how long an order lasts that does not say.
 	orderTimeout = fsm.Millis(60_000)
 
-	// maxOrderTimeout keeps the time of an order within what clocks count.
-	maxOrderTimeout = 365 * 24 * time.Hour
-
 	// followFor is how long a server keeps another node's question for the next state
 	// of an order.
 	followFor = 5 * time.Second
@@ -88,8 +85,6 @@ func (r OrderRequest) command(by string) (fsm.OrderOpen, error) {
 	switch {
 	case r.TimeoutMS == 0:
 		c.Timeout = orderTimeout
-	case r.TimeoutMS > maxOrderTimeout.Milliseconds():
-		return c, Refusal(fmt.Sprintf("a timeout is at most %d days; a negative one is none", int(maxOrderTimeout.Hours()/24)))
 	case r.TimeoutMS > 0:
 		c.Timeout = fsm.Millis(r.TimeoutMS)
 	}

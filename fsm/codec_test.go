@@ -252,9 +252,9 @@ func TestBiggestFits(t *testing.T) {
 		ProcessGone{Process: process, Fences: fences, Tickets: tickets},
 		OrderOpen{
 			Nonce: [16]byte{1}, By: owner, Action: big(1, MaxOrderAction), Spec: make([]byte, MaxOrderSpec),
-			Nodes: nodes, Timeout: 1<<64 - 1, Fence: 1<<64 - 1,
+			Nodes: nodes, Timeout: MaxOrderTimeout, Fence: 1<<64 - 1,
 		},
-		OrderReport{Order: 1<<64 - 1, Node: 1<<64 - 1, State: PartFrozen, Text: big(1, MaxOrderText), Took: 1<<64 - 1},
+		OrderReport{Order: 1<<64 - 1, Node: 1<<64 - 1, State: PartFrozen, Text: big(1, MaxOrderText), Took: MaxOrderTimeout},
 	} {
 		if err := Validate(c); err != nil {
 			t.Fatalf("%T: %v", c, err)

@@ -19,6 +19,9 @@ const (
 	MaxOpenOrders  = 64
 	MaxClosed      = 100 // closed orders that are remembered, the latest
 
+	// MaxOrderTimeout is 365 days: no clock and no unit that a time is told in overflows.
+	MaxOrderTimeout = Millis(365 * 24 * 60 * 60 * 1000)
+
 	maxOpenParts   = 16_384 // of all open orders
 	maxClosedParts = 8_192  // of all that are remembered, but for the last one
 
@@ -191,7 +194,7 @@ type OrderOpen struct {
 	Spec        []byte   // what; only the nodes read it
 	Nodes       []string // by name
 	AllNodes    bool     // all that the table has, instead; refused if one is out of touch. Those given up are left out
-	Timeout     Millis   // once all are ready; 0 = none
+	Timeout     Millis   // once all are ready, at most MaxOrderTimeout; 0 = none
 	Attached    bool     // ends with the node that asks
 	Fence       Fence    // ends with that hold
 	ReleaseLock bool     // which is released when the order is closed
@@ -221,14 +224,15 @@ func (OrderReport) isCommand() {}
 func (OrderEnd) isCommand()    {}
 
 var (
-	errOrderNonce  = errors.New("an order needs a nonce")
-	errOrderBy     = errors.New("an order needs to say who asks for it")
-	errOrderAction = errors.New("an order needs an action")
-	errOrderNodes  = errors.New("an order names nodes, or all of them")
-	errOrderFence  = errors.New("a lock that is to be released needs the fence of its hold")
-	errOrderNone   = errors.New("no order is named")
-	errOrderState  = errors.New("a node cannot report that")
-	errOrderReason = errors.New("an order cannot be ended for that")
+	errOrderNonce   = errors.New("an order needs a nonce")
+	errOrderBy      = errors.New("an order needs to say who asks for it")
+	errOrderAction  = errors.New("an order needs an action")
+	errOrderNodes   = errors.New("an order names nodes, or all of them")
+	errOrderFence   = errors.New("a lock that is to be released needs the fence of its hold")
+	errOrderNone    = errors.New("no order is named")
+	errOrderState   = errors.New("a node cannot report that")
+	errOrderTimeout = errors.New("the time of an order is at most 365 days; none is longer")
+	errOrderReason  = errors.New("an order cannot be ended for that")
 )
 
 func (c OrderOpen) validate() error {
@@ -243,6 +247,8 @@ func (c OrderOpen) validate() error {
 		return errOrderNodes
 	case c.ReleaseLock && c.Fence == 0:
 		return errOrderFence
+	case c.Timeout > MaxOrderTimeout:
+		return errOrderTimeout
 	case len(c.Spec) > MaxOrderSpec:
 		return fmt.Errorf("what the order is about takes %d bytes; at most %d are allowed", len(c.Spec), MaxOrderSpec)
 	case len(c.Nodes) > MaxOrderNodes:
@@ -275,6 +281,8 @@ func (c OrderReport) validate() error {
 		return errOrderNone
 	case c.State == PartPreparing || c.State > PartThawed || c.Cause > ThawLocal, c.Cause == ThawGone, (c.State == PartThawed) != (c.Cause != ThawNone):
 		return errOrderState
+	case c.Took > MaxOrderTimeout:
+		return errOrderTimeout
 	}
 	return checkText("report", c.Text, MaxOrderText)
 }

@@ -68,7 +68,7 @@ func (r *reader) orderOpen() OrderOpen {
 	for range r.count(MaxOrderNodes, 1, "nodes") {
 		c.Nodes = append(c.Nodes, r.text(MaxHost, "node name"))
 	}
-	c.Timeout = r.millis()
+	c.Timeout = r.orderTime()
 	c.Fence = Fence(r.uvarint())
 	flags := r.flags(orderRelease | orderAttached | orderAll)
 	c.ReleaseLock, c.Attached, c.AllNodes = flags&orderRelease != 0, flags&orderAttached != 0, flags&orderAll != 0
@@ -87,7 +87,7 @@ func (r *reader) orderReport() OrderReport {
 	return OrderReport{
 		Order: OrderID(r.uvarint()), Node: Incarnation(r.uvarint()),
 		State: PartState(r.byte()), Cause: ThawCause(r.byte()),
-		Text: r.text(MaxOrderText, "report"), Took: r.millis(),
+		Text: r.text(MaxOrderText, "report"), Took: r.orderTime(),
 	}
 }
 
@@ -127,13 +127,22 @@ func appendOrder(b []byte, o *Order) []byte {
 	return b
 }
 
+// orderTime is a span, within the bound that nobody's clocks and units overflow in.
+func (r *reader) orderTime() Millis {
+	t := r.millis()
+	if t > MaxOrderTimeout {
+		r.fail("an order's time of %d ms", t)
+	}
+	return t
+}
+
 func (r *reader) order() *Order {
 	o := &Order{ID: OrderID(r.uvarint())}
 	copy(o.Nonce[:], r.bytes(len(o.Nonce)))
 	o.By = r.text(MaxOwner, "name of who asks")
 	o.Action = r.text(MaxOrderAction, "action")
 	o.Spec = r.blob(MaxOrderSpec, "spec")
-	o.Timeout, o.Requester, o.Fence = r.millis(), Incarnation(r.uvarint()), Fence(r.uvarint())
+	o.Timeout, o.Requester, o.Fence = r.orderTime(), Incarnation(r.uvarint()), Fence(r.uvarint())
 	o.ReleaseLock = r.flags(orderRelease) != 0
 	o.State, o.Reason = OrderState(r.byte()), OrderReason(r.byte())
 	if o.State > OrderClosed || o.Reason > OrderLock {
@@ -148,7 +157,7 @@ func (r *reader) order() *Order {
 		p := &OrderPart{
 			Node: Incarnation(r.uvarint()), Name: r.text(MaxHost, "node name"),
 			State: PartState(r.byte()), Cause: ThawCause(r.byte()),
-			Text: r.text(MaxOrderText, "report"), Took: r.millis(),
+			Text: r.text(MaxOrderText, "report"), Took: r.orderTime(),
 		}
 		if p.State > PartThawed || p.Cause > ThawLocal {
 			r.fail("part in state %d by cause %d", p.State, p.Cause)

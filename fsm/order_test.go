@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -231,6 +232,32 @@ func TestBadOrdersInSnapshot(t *testing.T) {
 			t.Errorf("%s: read", name)
 		} else {
 			wantDecodeError(t, err)
+		}
+	}
+}
+
+// TestOrderTimesAreBounded: no time of an order is so long that a clock, or a unit that it
+// is told in, overflows.
+func TestOrderTimesAreBounded(t *testing.T) {
+	for _, c := range []Command{
+		OrderOpen{Nonce: [16]byte{1}, By: "b", Action: "a", AllNodes: true, Timeout: MaxOrderTimeout},
+		OrderReport{Order: 1, Node: 1, State: PartFrozen, Took: MaxOrderTimeout},
+	} {
+		if _, rest, err := DecodeProposal(AppendProposal(nil, Proposal{Command: c})); err != nil || len(rest) > 0 || Validate(c) != nil {
+			t.Errorf("%+v: %v, %v", c, err, Validate(c))
+		}
+	}
+	for _, over := range []Millis{MaxOrderTimeout + 1, math.MaxInt64 / 1_000_000, math.MaxInt64, math.MaxUint64} {
+		for _, c := range []Command{
+			OrderOpen{Nonce: [16]byte{1}, By: "b", Action: "a", AllNodes: true, Timeout: over},
+			OrderReport{Order: 1, Node: 1, State: PartFrozen, Took: over},
+		} {
+			if err := Validate(c); err == nil || !strings.Contains(err.Error(), "at most 365 days") {
+				t.Errorf("%+v: %v", c, err)
+			}
+			if _, _, err := DecodeProposal(AppendProposal(nil, Proposal{Command: c})); err == nil {
+				t.Errorf("%+v: decoded", c)
+			}
 		}
 	}
 }
