@@ -24,8 +24,16 @@ type ending struct {
 	name string
 	do   func(s *site, freeze *running) (struck *farm.Node, heal func(), err error)
 	// struck and others are the bounds, counted from the moment of the blow. An executor
-	// that has lost the leader waits orderGrace; the others learn of it from the leader.
+	// that has lost the leader waits orderGrace; the others learn of it from the leader,
+	// who sees at once that a process has ended.
 	struck, others time.Duration
+}
+
+// series is a number of freezes that are broken off in some ways, in turn.
+type series struct {
+	env     string
+	usual   int // rounds, without the variable
+	endings []ending
 }
 
 const (
@@ -37,39 +45,53 @@ const (
 	quietTime  = 4 * time.Second
 )
 
-var endings = []ending{
-	{"lockctl killed", func(_ *site, f *running) (*farm.Node, func(), error) {
-		return nil, func() {}, f.cmd.Process.Kill()
-	}, 0, slack},
-	{"node of lockctl killed", func(s *site, f *running) (*farm.Node, func(), error) {
-		f.by.Kill()
-		return f.by, func() { must(s.t, f.by.Start()) }, nil
-	}, slack, quietTime + slack},
-	{"node cut off", func(s *site, f *running) (*farm.Node, func(), error) {
-		n := f.frozenNode()
-		return n, func() { must(s.t, n.Heal()) }, n.Cut()
-	}, orderGrace + slack, quietTime + slack},
-	{"deadline", func(_ *site, f *running) (*farm.Node, func(), error) {
-		time.Sleep(time.Until(f.began.Add(shortFreeze)))
-		return nil, func() {}, nil
-	}, 0, slack},
-	{"lockerd killed", func(s *site, f *running) (*farm.Node, func(), error) {
-		n := f.frozenNode()
-		n.Kill()
-		return n, func() { must(s.t, n.Start()) }, nil
-	}, slack, quietTime + slack},
-	{"lockerd stopped", func(s *site, f *running) (*farm.Node, func(), error) {
-		n := f.frozenNode()
-		return n, func() { must(s.t, n.Signal(syscall.SIGCONT)) }, n.Signal(syscall.SIGSTOP)
-	}, guardLease + slack, quietTime + slack},
+var (
+	killed = series{"SYSTEST_FREEZES_KILLED", 2, []ending{
+		{"lockctl killed", func(_ *site, f *running) (*farm.Node, func(), error) {
+			return nil, func() {}, f.cmd.Process.Kill()
+		}, 0, slack},
+		{"node of lockctl killed", func(s *site, f *running) (*farm.Node, func(), error) {
+			f.by.Kill()
+			return f.by, func() { must(s.t, f.by.Start()) }, nil
+		}, slack, slack},
+		{"lockerd killed", func(s *site, f *running) (*farm.Node, func(), error) {
+			n := f.frozenNode()
+			n.Kill()
+			return n, func() { must(s.t, n.Start()) }, nil
+		}, slack, slack},
+	}}
+	cutOff = series{"SYSTEST_FREEZES_CUT", 1, []ending{
+		{"node cut off", func(s *site, f *running) (*farm.Node, func(), error) {
+			n := f.frozenNode()
+			return n, func() { must(s.t, n.Heal()) }, n.Cut()
+		}, orderGrace + slack, quietTime + slack},
+	}}
+	worn = series{"SYSTEST_FREEZES_WORN", 0, []ending{
+		{"deadline", func(_ *site, f *running) (*farm.Node, func(), error) {
+			time.Sleep(time.Until(f.began.Add(shortFreeze)))
+			return nil, func() {}, nil
+		}, 0, slack},
+		{"lockerd stopped", func(s *site, f *running) (*farm.Node, func(), error) {
+			n := f.frozenNode()
+			return n, func() { must(s.t, n.Signal(syscall.SIGCONT)) }, n.Signal(syscall.SIGSTOP)
+		}, guardLease + slack, quietTime + slack},
+	}}
+	allSeries = []series{killed, cutOff, worn}
+)
+
+// byHand is how many freezes somebody wants to see broken off: then the bounds count.
+func byHand() (n int) {
+	for _, r := range allSeries {
+		n += number(r.env, 0)
+	}
+	return n
 }
 
+// usualWatch is how long volumes are looked at after a blow in a series that is not
+// strict, and watchOn for how long after the bound in one that is.
 const (
-	// usualEndings are the first ones, and the least: see freezesEnv.
-	usualEndings = 3
-	// usualWatch is how long volumes are looked at after a blow in a series that is not
-	// strict.
 	usualWatch = time.Second
+	watchOn    = 500 * time.Millisecond
 )
 
 // shortFreeze is the timeout of freezes that last until then, and longFreeze that of those
@@ -94,38 +116,50 @@ func (f *running) frozenNode() *farm.Node { return f.nodes[f.rng.IntN(len(f.node
 // to move in time. The bounds hold on a machine that is not overloaded, so they are judged
 // in long series only, which are run by hand; here nothing may stay frozen.
 func (s *site) brokenOff() {
-	rounds := number(freezesEnv, usualEndings)
-	strict := os.Getenv(freezesEnv) != ""
+	for _, r := range allSeries {
+		usual := r.usual
+		if byHand() > 0 {
+			usual = 0
+		}
+		s.breakOffs(r, number(r.env, usual), byHand() > 0)
+	}
+}
+
+func (s *site) breakOffs(r series, rounds int, strict bool) {
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))
-	worst := map[string]time.Duration{}
+	took := map[string][]time.Duration{}
 	count := map[string]int{}
 	frozen, late := 0, 0
 	for round := range rounds {
-		e := endings[round%len(endings)]
+		e := r.endings[round%len(r.endings)]
 		must(s.t, s.farm.AwaitReady(limited(s.t, 30*time.Second)))
-		was, hit, took := s.breakOff(e, rng, strict)
+		lead, err := s.farm.AwaitLeader(limited(s.t, 30*time.Second))
+		must(s.t, err)
+		was, hit, after := s.breakOff(e, rng, strict)
 		count[e.name]++
 		if was {
 			frozen++
 		}
-		for who, d := range took {
+		for who, d := range after {
 			bound := e.others
 			if who == "struck" {
 				bound = e.struck
 			}
-			worst[e.name+", "+who] = max(worst[e.name+", "+who], d)
+			took[e.name+", "+who] = append(took[e.name+", "+who], d)
 			if strict && d > bound {
 				late++
-				s.t.Errorf("round %d, seed %d: %s on %s: a volume of the %s moved after %v, want %v", round, seed, e.name, hit, who, d, bound)
+				s.t.Errorf("round %d, seed %d: %s on %s (%s leads): a volume of the %s moved after %v, want %v", round, seed, e.name, hit, lead.Name, who, d, bound)
 			}
 		}
 		if s.t.Failed() && late > 10 {
 			break
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(worst)) {
-		s.t.Logf("%-40s at most %v", k, worst[k].Round(time.Millisecond))
+	for _, k := range slices.Sorted(maps.Keys(took)) {
+		list := took[k]
+		slices.Sort(list)
+		s.t.Logf("%-40s half within %v, all %d within %v", k, list[len(list)/2].Round(time.Millisecond), len(list), list[len(list)-1].Round(time.Millisecond))
 	}
 	s.t.Logf("%d freezes broken off (%v), %d of them when all was frozen; %d volumes late", rounds, count, frozen, late)
 }
@@ -180,7 +214,7 @@ func (s *site) breakOff(e ending, rng *rand.Rand, strict bool) (frozen bool, hit
 	took = map[string]time.Duration{}
 	watch := usualWatch
 	if strict {
-		watch = e.others
+		watch = e.others + watchOn
 	}
 	type wait struct {
 		who       string

@@ -24,12 +24,8 @@ import (
 	"github.com/lockerd/lockerd/systest/farm"
 )
 
-// cutsEnv is how many group snapshots are taken, freezesEnv how many freezes are broken
-// off in all: a few by default.
-const (
-	cutsEnv    = "SYSTEST_CUTS"
-	freezesEnv = "SYSTEST_FREEZES"
-)
+// cutsEnv is how many group snapshots are taken: a few by default.
+const cutsEnv = "SYSTEST_CUTS"
 
 func number(name string, usual int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -213,7 +209,7 @@ func onSite(t *testing.T) *site {
 	if os.Getenv(insideEnv) == "" {
 		files = []*os.File{startRescuer(t)}
 	}
-	if n := number(cutsEnv, 0) + number(freezesEnv, 0); n > 0 {
+	if n := number(cutsEnv, 0) + byHand(); n > 0 {
 		insideTime = time.Hour // by hand
 	}
 	if !inside(t, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWPID, files...) {
