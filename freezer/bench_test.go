@@ -84,7 +84,7 @@ func BenchmarkFreeze(b *testing.B) {
 }
 
 // inCgroup starts a role in a cgroup.
-func inCgroup(b *testing.B, dir, role string) *actor {
+func inCgroup(b testing.TB, dir, role string) *actor {
 	b.Helper()
 	cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf("echo $$ >%s/cgroup.procs && exec /proc/%d/exe", dir, os.Getpid()))
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // newCgroup makes a cgroup with processes in it.
@@ -24,9 +26,7 @@ func newCgroup(tb testing.TB, pids ...int) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		for _, pid := range members(dir) {
-			_ = syscall.Kill(int(pid), syscall.SIGKILL)
-		}
+		_ = os.WriteFile(dir+"/cgroup.kill", []byte("1"), 0) // who forks all the time, too
 		await(tb, "the end of a cgroup", func() bool { return os.Remove(dir) == nil })
 	})
 	for _, pid := range pids {
@@ -74,6 +74,70 @@ func TestCgroup(t *testing.T) {
 	}
 	if seen := a.line(t); seen != "0" {
 		t.Errorf("parents saw a stopped child %s times", seen)
+	}
+}
+
+// Nobody notices anything: neither the processes, nor their parents.
+func TestCgroupUnseen(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "witness")
+	ask := func() (noticed, child int) {
+		fmt.Fprintln(a.stdin)
+		if _, err := fmt.Sscan(a.line(t), &noticed, &child); err != nil {
+			t.Fatal(err)
+		}
+		return noticed, child
+	}
+	_, child := ask()
+	all, alone := newCgroup(t, a.pid(), child), newCgroup(t)
+	for i := range 20 {
+		dir := all
+		if i%2 == 1 { // the child without its parent
+			dir = alone
+		}
+		join(t, dir, child)
+		g, _ := freeze(t, Order{Targets: []Target{Cgroup(dir)}, Timeout: time.Minute})
+		if !cgroupFrozen(t, dir) {
+			t.Fatal("not frozen")
+		}
+		thaw(t, g)
+	}
+	if n, _ := ask(); n > 0 {
+		t.Errorf("noticed %d times", n)
+	}
+	// By signals they do, or this test would prove nothing.
+	g, _ := freeze(t, Order{Targets: []Target{Processes(child)}, Timeout: time.Minute})
+	thaw(t, g)
+	await(t, "a parent to notice", func() bool { n, _ := ask(); return n > 0 })
+}
+
+// What forks is frozen as well, and so are its children.
+func TestCgroupHoldsForkers(t *testing.T) {
+	needIsolation(t)
+	dir := newCgroup(t)
+	inCgroup(t, dir, "sleepers "+strconv.Itoa(crowd()/10))
+	inCgroup(t, dir, "bomb 12")
+	inCgroup(t, dir, "leaderless")
+	h := inCgroup(t, dir, "hopper")
+	usage := func() string {
+		text := must(os.ReadFile(dir + "/cpu.stat"))
+		line, _, _ := strings.Cut(string(text), "\n")
+		return line
+	}
+	for range 5 {
+		g, _ := freeze(t, Order{Targets: []Target{Cgroup(dir)}, Timeout: time.Minute})
+		there, used := members(dir), usage()
+		time.Sleep(20 * time.Millisecond) // for what runs to show
+		if now := usage(); !cgroupFrozen(t, dir) || now != used || !slices.Equal(members(dir), there) {
+			t.Errorf("%s before, now %s; %d processes, now %d", used, now, len(there), len(members(dir)))
+		}
+		thaw(t, g)
+		fmt.Fprintln(h.stdin)
+		first := must(strconv.Atoi(h.line(t)))
+		await(t, "the fork of a child", func() bool {
+			fmt.Fprintln(h.stdin)
+			return must(strconv.Atoi(h.line(t))) > first
+		})
 	}
 }
 

@@ -140,14 +140,19 @@ func TestFSTimeouts(t *testing.T) {
 		}
 		cleanRun(t)
 	}
-	st, err := FreezeFS(t.Context(), point, time.Second)
-	deadline := time.Now().Add(st.Left)
-	if err != nil || st.Left > time.Second || !st.Since.Before(deadline.Add(-st.Left)) {
-		t.Fatalf("%+v, %v", st, err)
-	}
-	await(t, "the deadline", func() bool { return !frozenFS(t, point) })
-	if late := time.Since(deadline); late < -10*time.Millisecond || late > time.Second {
-		t.Errorf("thawed %v after the deadline", late)
+	for _, fstype := range fsTypes {
+		point := newFS(t, fstype)
+		st, err := FreezeFS(t.Context(), point, time.Second)
+		deadline := time.Now().Add(st.Left)
+		if err != nil || st.Left > time.Second || !st.Since.Before(deadline.Add(-st.Left)) {
+			t.Fatalf("%+v, %v", st, err)
+		}
+		await(t, "the deadline", func() bool { return !frozenFS(t, point) })
+		late := time.Since(deadline)
+		if late < -10*time.Millisecond || late > time.Second {
+			t.Errorf("%s: thawed %v after the deadline", fstype, late)
+		}
+		t.Logf("%s: thawed %v after the deadline", fstype, late.Round(10*time.Microsecond))
 	}
 	t.Setenv(timeoutVariable, "soon")
 	if _, err := FS(t.Context(), point, FSFreeze, 0); !errors.Is(err, ErrOption) {
@@ -256,6 +261,53 @@ func TestFSProtected(t *testing.T) {
 	o.Protect = []string{point + "/lost+found"}
 	if _, err := start(t).Freeze(t.Context(), o); !errors.Is(err, ErrProtected) {
 		t.Error("with the image:", err)
+	}
+	if frozenFS(t, point) {
+		t.Error("it is frozen")
+	}
+}
+
+// What the system needs is safe wherever it is, and wherever else that is mounted.
+func TestFSVital(t *testing.T) {
+	needIsolation(t)
+	for _, dir := range []string{"/usr", "/var", "/tmp"} {
+		point := newFS(t, "ext4")
+		freeze := func(g *Guard, mount string) error {
+			_, err := g.Freeze(t.Context(), Order{Targets: []Target{FileSystem(mount)}, Timeout: time.Second})
+			return err
+		}
+		first, second := start(t), start(t) // their libraries may be in /usr
+		if err := unix.Mount(point, dir, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		here, elsewhere := freeze(first, dir), freeze(second, point)
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		for _, err := range []error{here, elsewhere} {
+			if !errors.Is(err, ErrProtected) || !strings.Contains(fmt.Sprint(err), dir+" is on it") {
+				t.Errorf("%s: %v", dir, err)
+			}
+		}
+	}
+	// And what is swapped out to a file. The kernel's list is not changed: another one is
+	// mounted over it.
+	point := newFS(t, "ext4")
+	list := point + ".swaps"
+	text := "Filename\tType\tSize\tUsed\tPriority\n/dev/vda2 partition 1 0 -2\n" + point + "/swap\\040file file 1048572 0 -3\n"
+	if err := errors.Join(
+		os.WriteFile(list, []byte(text), 0o600),
+		os.WriteFile(point+"/swap file", nil, 0o600),
+		unix.Mount(list, "/proc/swaps", "", unix.MS_BIND, ""),
+	); err != nil {
+		t.Fatal(err)
+	}
+	_, err := FreezeFS(t.Context(), point, time.Second)
+	if err := errors.Join(unix.Unmount("/proc/swaps", 0), os.Remove(list)); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, ErrProtected) || !strings.Contains(fmt.Sprint(err), "swap file") {
+		t.Errorf("with a swap file: %v", err)
 	}
 	if frozenFS(t, point) {
 		t.Error("it is frozen")

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"sync/atomic"
@@ -35,6 +37,7 @@ var roles = map[string]func([]string){
 	"fsholder":   playFSHolder,
 	"executor":   playExecutor,
 	"weak":       playWeak,
+	"witness":    playWitness,
 }
 
 func fork() uintptr {
@@ -276,6 +279,40 @@ func playFreezeThaw(args []string) {
 		return nil
 	})
 	fmt.Println("over:", err)
+	os.Exit(0)
+}
+
+// playWitness has a child, and for each line of input says how often it has noticed that
+// one of the two was stopped or continued: by a signal, or by waiting for the child.
+func playWitness([]string) {
+	var noticed atomic.Int64
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGCONT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU)
+	go func() {
+		for range signals {
+			noticed.Add(1)
+		}
+	}()
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), roleVariable+"=sleepers 0")
+	in, out := must(child.StdinPipe()), must(child.StdoutPipe())
+	defer in.Close()
+	if err := child.Start(); err != nil {
+		panic(err)
+	}
+	_ = must(bufio.NewReader(out).ReadString('\n'))
+	go func() {
+		for {
+			var status syscall.WaitStatus
+			if _, err := syscall.Wait4(child.Process.Pid, &status, syscall.WUNTRACED|unix.WCONTINUED, nil); err == nil {
+				noticed.Add(1)
+			}
+		}
+	}()
+	fmt.Println("ready")
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		fmt.Println(noticed.Load(), child.Process.Pid)
+	}
 	os.Exit(0)
 }
 

@@ -35,17 +35,29 @@ func TestMachine(t *testing.T) {
 	act(t, "bomb 12")
 	act(t, "named")
 	shell(t)
+	headless := act(t, "leaderless")
+	parents := act(t, "parent 4 10")
+	await(t, "all generations", func() bool { return len(running(t)) >= crowd()+5*11+4 })
+	ask := func(a *actor) int {
+		fmt.Fprintln(a.stdin)
+		return must(strconv.Atoi(a.line(t)))
+	}
+	counted := ask(headless)
 	g, r := freeze(t, machine())
 	if left := running(t); len(left) > 0 {
 		t.Errorf("processes %v run while everything is frozen", left)
 	}
-	if r.Processes < crowd()+4 || r.Processes != stopped(t) {
+	if r.Processes < crowd()+5*11+4 || r.Processes != stopped(t) {
 		t.Errorf("%d processes are reported frozen, %d are", r.Processes, stopped(t))
 	}
 	thaw(t, g)
 	if n := stopped(t); n > 0 {
 		t.Errorf("%d processes are left stopped", n)
 	}
+	if seen := ask(parents); seen > 0 {
+		t.Errorf("parents saw a stopped child %d times", seen)
+	}
+	await(t, "the process without its first thread to go on", func() bool { return ask(headless) > counted })
 	t.Logf("%d processes frozen in %v, %d rounds", r.Processes, r.Took, r.Rounds)
 }
 
