@@ -29,6 +29,8 @@ type Status struct {
 	Ready  bool   `json:"ready"`
 	Reason string `json:"reason,omitempty"` // why it is not ready
 
+	Executors bool `json:"executors,omitempty"` // orders may name this node
+
 	Leader     string `json:"leader"` // its name; empty while there is none, or gossip has not told
 	LeaderID   string `json:"leader_id"`
 	LeaderAddr string `json:"leader_addr"` // of its peer port
@@ -88,6 +90,7 @@ func (n *Node) Report(ctx context.Context, digest bool) (Status, error) {
 		Name: n.cfg.Name, ID: n.id, Cluster: n.clusterID(), Host: n.host,
 		Role: "agent", Version: n.cfg.Version, Started: n.started,
 		Term: n.leader().Term, Servers: n.serverStatus(ctx),
+		Executors: n.cfg.Executor != nil,
 	}
 	for _, v := range s.Servers {
 		if v.Leader {

@@ -19,6 +19,7 @@ import (
 const usage = `cr_checkpoint - save running processes in a checkpoint file
 
 Usage: cr_checkpoint [OPTION]... ID
+       cr_checkpoint --self [--exit] FILE
 
 Saves a process and its descendants, from which cr_restart starts them again. They
 stand still only until they have been copied; what follows, to the file on the disk,
@@ -31,6 +32,7 @@ Examples:
   cr_checkpoint --session --backup 4700
   cr_checkpoint --tcp=close 4711
   cr_checkpoint --fd 1 4711 | ssh store 'cat >job.ckpt'
+  cr_checkpoint --self job.ckpt                    from within a job of lockersh --checkpointable
 
 Options:
 `
@@ -40,11 +42,16 @@ Where options exclude each other the last one counts. A process has to be
 checkpointed with all its descendants; where a group or session is not that, it is
 refused.
 
+With --self the job that we are of is saved, by whoever serves $LOCKERD_CHECKPOINT_SOCKET,
+and we with it: we end twice, or more often. It does not take root, and only --quiet
+goes with it.
+
 Environment:
   LOCKERD_CRIU  the program criu (else that of scripts/install-criu, or in PATH)
   TMPDIR        where there is room for the memory, with --fd; else it is beside FILE
 
-Exit status: 0, or the number of the error (errno(3)):
+Exit status: 0, with --self 10 if it is a restart, or the number of the error (errno(3)),
+which with --self is 5 EIO instead of 10:
    1 EPERM    it takes root
    3 ESRCH    there is no such process
   16 EBUSY    it is traced by another program
@@ -73,6 +80,7 @@ type options struct {
 	tcp            string
 	kmsg           int
 	quiet, verbose bool
+	self, exit     bool
 	help, version  bool
 	refused        error // an option that is possible with BLCR only
 }
@@ -88,6 +96,9 @@ func flags(o *options) *pflag.FlagSet {
 	fs.BoolVar(&o.version, "version", false, "print the version")
 	fs.BoolVarP(&o.quiet, "quiet", "q", false, "print no errors or warnings")
 	fs.BoolVarP(&o.verbose, "verbose", "v", false, "tell what was saved, and how long it stood still")
+
+	fs.BoolVar(&o.self, "self", false, "save the job that we are of, when it suits it")
+	fs.BoolVar(&o.exit, "exit", false, "with --self: kill the job when the file is safe")
 
 	scope := func(to func(int) checkpoint.Target) func() { return func() { o.scope = to } }
 	act.Alone("tree", "T", "ID is a process, saved with all its descendants (default)", scope(checkpoint.Tree))
@@ -174,6 +185,10 @@ func parse(args []string) (*options, error) {
 	switch {
 	case o.help || o.version:
 		return o, nil
+	case o.self:
+		return o, o.parseSelf(fs)
+	case o.exit:
+		return o, wrong("--exit goes with --self; see --kill")
 	case o.refused != nil:
 		return o, o.refused
 	case fs.Changed("dir"):
@@ -211,6 +226,24 @@ func parse(args []string) (*options, error) {
 	unix.CloseOnExec(o.fd)
 	o.order.Writer = os.NewFile(uintptr(o.fd), "fd "+strconv.Itoa(o.fd))
 	return o, nil
+}
+
+// parseSelf reads the rest of a command line with --self.
+func (o *options) parseSelf(fs *pflag.FlagSet) error {
+	var other error
+	fs.Visit(func(f *pflag.Flag) {
+		if f.Name != "self" && f.Name != "exit" && f.Name != "quiet" {
+			other = wrong("--%s does not go with --self", f.Name)
+		}
+	})
+	if other != nil {
+		return other
+	}
+	if fs.NArg() != 1 || fs.Arg(0) == "" {
+		return wrong("--self: say in which file; see --help")
+	}
+	o.file = fs.Arg(0)
+	return nil
 }
 
 // backupName is the name for the old file.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 )
 
 // version is set by the linker in releases.
@@ -34,6 +35,8 @@ func run(args []string) int {
 	case o.version:
 		fmt.Println("Version:", version)
 		return 0
+	case o.self:
+		return o.checkpointSelf()
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -65,6 +68,34 @@ func run(args []string) int {
 		o.report(report)
 	}
 	return 0
+}
+
+// exitRestored says with --self that it is a restart.
+const exitRestored = 10
+
+// checkpointSelf has the job saved that we are of. A signal ends us as it does any
+// program: what is under way is the server's.
+func (o *options) checkpointSelf() int {
+	restored, err := self.Checkpoint(context.Background(), o.file, self.Mode(o.exit))
+	var no *self.Error
+	switch {
+	case errors.As(err, &no):
+		err = checkpoint.NewError(checkpoint.Env, no.Errno, err)
+	case errors.Is(err, self.ErrNoServer):
+		err = checkpoint.NewError(checkpoint.Env, syscall.ENOENT, err)
+	case err != nil:
+		errno := syscall.EIO
+		errors.As(err, &errno)
+		err = checkpoint.NewError(checkpoint.Env, errno, err)
+	case restored:
+		return exitRestored
+	default:
+		return 0
+	}
+	if code := o.failed(err); code != exitRestored {
+		return code
+	}
+	return int(syscall.EIO)
 }
 
 var errLate = checkpoint.NewError(checkpoint.Temp, syscall.ETIMEDOUT, errors.New("it took longer than --time allows"))

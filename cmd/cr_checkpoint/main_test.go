@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
 	"strings"
@@ -18,17 +19,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 )
 
 func TestMain(m *testing.M) {
 	checkpoint.AtStage()
-	testscript.Main(m, map[string]func(){"cr_checkpoint": main, "revive": revive, "traced": traced, "connected": connected, "alone": alone})
+	testscript.Main(m, map[string]func(){"cr_checkpoint": main, "revive": revive, "traced": traced, "connected": connected, "alone": alone, "served": served})
 }
 
 // TestScripts runs testdata/*.txtar. What is in works.txtar takes root and CRIU, and fails
 // without them only if LOCKERD_REQUIRE_CRIU is set.
 func TestScripts(t *testing.T) {
-	_, missing := checkpoint.Find(t.Context())
+	criu, missing := checkpoint.Find(t.Context())
 	if os.Geteuid() != 0 {
 		missing = errors.New("it takes root to checkpoint processes")
 	}
@@ -38,7 +40,9 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("LOCKERD_CRIU", os.Getenv("LOCKERD_CRIU"))
+			if criu != nil { // it may be below a home that scripts have not
+				env.Setenv("LOCKERD_CRIU", criu.Path)
+			}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -98,8 +102,43 @@ func traced() {
 	<-end
 }
 
+// served is served COMMAND...: a job that may checkpoint itself. It ends as the job does.
+func served() {
+	const socket = "checkpoint.socket"
+	l, err := self.Listen(socket)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.Env = append(os.Environ(), self.SocketVariable+"="+here+"/"+socket)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	go func() { // it lasts as long as we do
+		if err := self.Serve(context.Background(), l, self.Options{}); err != nil && !errors.Is(err, net.ErrClosed) {
+			fmt.Println(err)
+		}
+	}()
+	_ = cmd.Wait()
+	_ = l.Close()
+	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if status.Signaled() {
+		os.Exit(128 + int(status.Signal()))
+	}
+	os.Exit(status.ExitStatus())
+}
+
 // aloneTime is many times what a test takes.
-const aloneTime = 2 * time.Minute
+const aloneTime = 3 * time.Minute
 
 // alone is alone COMMAND...: its orphans are its children, and when the command has ended
 // it kills and reaps them, so that their numbers are free. It bounds what a script that

@@ -30,22 +30,23 @@ type server struct {
 }
 
 type status struct {
-	Name    string    `json:"name"`
-	ID      string    `json:"id"`
-	Cluster string    `json:"cluster"`
-	Role    string    `json:"role"`
-	Version string    `json:"version"`
-	Started time.Time `json:"started"`
-	Ready   bool      `json:"ready"`
-	Reason  string    `json:"reason"`
-	Leader  string    `json:"leader"`
-	LeadID  string    `json:"leader_id"`
-	LeadAt  string    `json:"leader_addr"`
-	Term    uint64    `json:"term"`
-	Commit  uint64    `json:"commit_index"`
-	Applied uint64    `json:"applied_index"`
-	Servers []server  `json:"servers"`
-	Counts  *struct {
+	Name      string    `json:"name"`
+	ID        string    `json:"id"`
+	Cluster   string    `json:"cluster"`
+	Role      string    `json:"role"`
+	Version   string    `json:"version"`
+	Started   time.Time `json:"started"`
+	Ready     bool      `json:"ready"`
+	Executors bool      `json:"executors"`
+	Reason    string    `json:"reason"`
+	Leader    string    `json:"leader"`
+	LeadID    string    `json:"leader_id"`
+	LeadAt    string    `json:"leader_addr"`
+	Term      uint64    `json:"term"`
+	Commit    uint64    `json:"commit_index"`
+	Applied   uint64    `json:"applied_index"`
+	Servers   []server  `json:"servers"`
+	Counts    *struct {
 		Locks int `json:"locks"`
 		Holds int `json:"holds"`
 		Waits int `json:"waits"`

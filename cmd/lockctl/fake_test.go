@@ -47,6 +47,8 @@ func (f *fakeFreezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.open(w, r)
 	case "POST /v1/orders/thaw":
 		f.end(w, r)
+	case "GET /v1/status":
+		fmt.Fprint(w, `{"name":"n1","role":"leader","ready":true,"executors":true}`)
 	case "GET /v1/orders":
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/lockerd/lockerd/freezer/checkpoint"
 	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
@@ -60,6 +61,7 @@ type startError struct{ error }
 
 func main() {
 	job.AtGate()
+	checkpoint.AtStage()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -147,7 +149,8 @@ signal n ended it; and
   lockctl fsfreeze --node db1,db2,db3 /data -- ssh array snapshot vol7
   lockctl freeze --node n3 --tree 4711 -- ssh n3 gcore 4711
   lockctl orders
-  lockctl --addr node2:1755 members`,
+  lockctl --addr node2:1755 members
+  lockctl doctor`,
 		Version:           version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -173,7 +176,7 @@ signal n ended it; and
 			p.socket = p.admin
 		}
 	}
-	root.AddCommand(p.freezeCommand(), p.fsfreezeCommand(), p.thawCommand(), p.fsthawCommand(), p.ordersCommand())
+	root.AddCommand(p.freezeCommand(), p.fsfreezeCommand(), p.thawCommand(), p.fsthawCommand(), p.ordersCommand(), p.doctorCommand())
 	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand(), p.removeCommand())
 	return root
 }

@@ -85,6 +85,7 @@ func TestAgainstNode(t *testing.T) {
 	ask("status --digest", 0, `n1 \(leader\)`, `Ready +yes`, `1 locks, 1 holds, 1 waiting`, `Digest +[0-9a-f]{16} at \d+`)
 	ask("status --json", 0, `"role": "leader"`)
 	ask("members", 0, `n1 +leader`)
+	ask("doctor orders --admin "+admin, 0, `lockerd +orders +ok +n1 \(leader\) at `, `admin +orders +limited +n1 .* start it with --executors`)
 	ask("locks", 0, `a +alice +1 +exclusive .* 1\n`, `a +bob +1 +exclusive`)
 	ask("break a --fence 99", 1, `fence 99`)
 	ask("transfer", 1, `refused: no other server can lead`)
