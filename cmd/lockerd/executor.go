@@ -13,7 +13,16 @@ import (
 )
 
 // executor lets the cluster freeze on this host.
-type executor struct{ *freezer.Executor }
+type executor struct {
+	*freezer.Executor
+	closing chan struct{} // closed when the node is done with it
+}
+
+// Close thaws, and waits for the hooks to be told of it. They may take their time.
+func (x executor) Close() error {
+	close(x.closing)
+	return x.Executor.Close()
+}
 
 func (x executor) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepared, error) {
 	p, err := x.Executor.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout, t.Lease)
@@ -43,5 +52,5 @@ func (o *options) openExecutor(admin *adminPort, log hclog.Logger) (cluster.Exec
 	case err != nil:
 		return nil, fmt.Errorf("--executors: %w", err)
 	}
-	return executor{x}, nil
+	return executor{x, make(chan struct{})}, nil
 }

@@ -279,7 +279,8 @@ The command line goes before the environment, and that before the file.
 
 lockerd stays in the foreground and logs to stderr; under systemd it reports
 readiness (Type=notify). SIGTERM and SIGINT stop it within 5 s: it hands its
-leadership over and sends its clients to the other nodes. SIGHUP is ignored.
+leadership over and sends its clients to the other nodes. With --hooks it thaws in that time,
+and waits for those that are told of it; a second signal ends that. SIGHUP is ignored.
 
 Exit status:
    0  stopped by a signal

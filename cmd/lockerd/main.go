@@ -15,7 +15,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/net/netutil"
@@ -43,9 +42,6 @@ const (
 
 // maxWeb bounds connections to the HTTP port: they share descriptors with clients.
 const maxWeb = 512
-
-// stopTime is how long a node may take to stop in good order.
-const stopTime = 5 * time.Second
 
 func main() {
 	freezer.AtGuard()
@@ -96,7 +92,7 @@ func run(args []string, getenv func(string) string, signals <-chan os.Signal, st
 		}
 		return complain(stderr, err)
 	}
-	return o.serve(ports, node, signals, getenv("NOTIFY_SOCKET"), log)
+	return o.serve(ports, node, cfg.Executor, signals, getenv("NOTIFY_SOCKET"), log)
 }
 
 // cluster is the node's configuration.
@@ -129,7 +125,7 @@ func (o *options) cluster(ports listeners, log hclog.Logger) cluster.Config {
 
 // serve runs the node's HTTP port beside it until a signal comes or the node
 // ends by itself, and stops both.
-func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.Signal, socket string, log hclog.Logger) int {
+func (o *options) serve(ports listeners, node *cluster.Node, executes cluster.Executor, signals <-chan os.Signal, socket string, log hclog.Logger) int {
 	web := cluster.NewHTTPServer(node, log.Named("http"), o.webNames()...)
 	defer servePidstat(ports.pidstat, log)()
 	failed := make(chan error, 2)
@@ -155,7 +151,11 @@ func (o *options) serve(ports listeners, node *cluster.Node, signals <-chan os.S
 
 	code := await(node, signals, failed, log)
 	tell(log, socket, "STOPPING=1\n")
-	if err := stop(node, web); err != nil {
+	halt := stopping{limit: stopTime, signals: signals, log: log, extend: func() { tell(log, socket, extendStop) }}
+	if x, ok := executes.(executor); ok {
+		halt.closing = x.closing
+	}
+	if err := halt.stop(node.Close, web.Close); err != nil {
 		log.Error("the node did not stop in good order", "error", err)
 		code = max(code, exitInternal)
 	}
@@ -204,23 +204,6 @@ func await(node *cluster.Node, signals <-chan os.Signal, failed <-chan error, lo
 			}
 			return exitInternal
 		}
-	}
-}
-
-// stop ends the node and its HTTP port, and gives up on them in time.
-func stop(node *cluster.Node, web *http.Server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime-200*time.Millisecond)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		err := node.Close(ctx)
-		done <- errors.Join(err, web.Close())
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(stopTime):
-		return fmt.Errorf("it took more than %v", stopTime)
 	}
 }
 
