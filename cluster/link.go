@@ -149,6 +149,13 @@ func (l *link) dead() string {
 	return l.name
 }
 
+// called is the server's name; empty if it has never answered.
+func (l *link) called() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.name
+}
+
 // connect dials, and serves the connection until it ends.
 func (l *link) connect(ctx context.Context) error {
 	l.mu.Lock()

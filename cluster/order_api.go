@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -29,6 +30,16 @@ func (n *Node) OpenOrder(ctx context.Context, req OrderRequest, by string) (uint
 	c, err := req.command(by)
 	if err != nil {
 		return 0, err
+	}
+	if req.All {
+		// The table does not know of servers that were given up, or never came.
+		absent, err := n.absentServers(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if len(absent) > 0 {
+			return 0, Refusal(fmt.Sprintf("node %s is out of touch", strings.Join(absent, ", ")))
+		}
 	}
 	type outcome struct {
 		res fsm.Result
@@ -152,16 +163,17 @@ func (n *Node) follow(ctx context.Context, q orderQuery) (*OrderInfo, error) {
 	for {
 		heard := n.orders.heard()
 		var o *fsm.Order
+		var away map[fsm.Incarnation]bool
 		forgotten := false
 		n.replica.view(func(m *fsm.Machine) {
-			o = m.Order(fsm.OrderID(q.ID))
+			o, away = m.Order(fsm.OrderID(q.ID)), nodesAway(m)
 			forgotten = o == nil && uint64(m.Counts().Order) >= q.ID
 		})
 		switch {
 		case forgotten:
 			return &OrderInfo{}, nil
 		case o != nil && (q.After == "" || o.State > stateOf(q.After)):
-			info := orderInfo(o)
+			info := orderInfo(o, away)
 			return &info, nil
 		}
 		select {
@@ -190,7 +202,12 @@ func (n *Node) Orders(ctx context.Context, all bool) ([]OrderInfo, error) {
 		return list, nil
 	}
 	var open, closed []*fsm.Order
-	if err := n.view(ctx, func(m *fsm.Machine) { open, closed = m.Orders() }); err != nil {
+	var away map[fsm.Incarnation]bool
+	err := n.view(ctx, func(m *fsm.Machine) {
+		open, closed = m.Orders()
+		away = nodesAway(m)
+	})
+	if err != nil {
 		return nil, err
 	}
 	if all {
@@ -198,7 +215,7 @@ func (n *Node) Orders(ctx context.Context, all bool) ([]OrderInfo, error) {
 	}
 	slices.SortFunc(open, func(a, b *fsm.Order) int { return cmp.Compare(a.ID, b.ID) })
 	for _, o := range open {
-		list = append(list, orderInfo(o))
+		list = append(list, orderInfo(o, away))
 	}
 	return list, nil
 }

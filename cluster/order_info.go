@@ -12,7 +12,7 @@ type OrderRequest struct {
 	Action      string          `json:"action"`                 // freeze or fsfreeze
 	Spec        json.RawMessage `json:"spec"`                   // what, for the nodes' executors
 	Nodes       []string        `json:"nodes,omitempty"`        // by name
-	All         bool            `json:"all,omitempty"`          // all servers and agents, instead of Nodes; refused if one is out of touch. One that was given up (Config.NodeGrace) is left out
+	All         bool            `json:"all,omitempty"`          // all servers and agents, instead of Nodes; refused if one is out of touch. An agent that was given up (Config.NodeGrace) is left out
 	TimeoutMS   int64           `json:"timeout_ms,omitempty"`   // 0: 60 s; negative: none
 	Attached    bool            `json:"attached,omitempty"`     // ends with this request's connection
 	Fence       uint64          `json:"fence,omitempty"`        // of a hold: the order ends with it
@@ -46,7 +46,7 @@ type OrderInfo struct {
 // OrderNode is one node's part of an order.
 type OrderNode struct {
 	Node   string `json:"node"`
-	State  string `json:"state"`           // preparing, ready, frozen, failed or thawed
+	State  string `json:"state"`           // preparing, ready, frozen, failed or thawed; unknown if the node is out of touch and has not said that it has thawed
 	Text   string `json:"text,omitempty"`  // what is frozen, or why it failed
 	TookMS uint64 `json:"took_ms"`         // to freeze
 	Cause  string `json:"cause,omitempty"` // of a thaw: asked, deadline, quorum, guard, stopping, gone or local
@@ -65,6 +65,9 @@ var OrderReasons = []string{
 	"lock",      // the hold that it stands under has ended
 }
 
+// partUnknown is the state of a part of which nobody can know.
+const partUnknown = "unknown"
+
 // ThawRequest is the body of POST /v1/orders/thaw: which orders are to end. One of ID,
 // Node and All is set; Action, if it is, leaves out the orders of others.
 type ThawRequest struct {
@@ -79,8 +82,20 @@ type OrderList struct {
 	Orders []OrderInfo `json:"orders"` // by id
 }
 
-// orderInfo describes an order of the table.
-func orderInfo(o *fsm.Order) OrderInfo {
+// nodesAway are the nodes of a table that are out of touch.
+func nodesAway(m *fsm.Machine) map[fsm.Incarnation]bool {
+	away := make(map[fsm.Incarnation]bool)
+	for _, node := range m.Nodes() {
+		if node.Away {
+			away[node.Incarnation] = true
+		}
+	}
+	return away
+}
+
+// orderInfo describes an order of the table. What a node that is out of touch has frozen
+// may be thawed or not: it does so by itself, and has not said so.
+func orderInfo(o *fsm.Order, away map[fsm.Incarnation]bool) OrderInfo {
 	i := OrderInfo{
 		ID: uint64(o.ID), Action: o.Action, Spec: specOf(o), By: o.By,
 		State: o.State.String(), Nodes: make([]OrderNode, 0, len(o.Parts)),
@@ -95,6 +110,9 @@ func orderInfo(o *fsm.Order) OrderInfo {
 	}
 	for _, p := range o.Parts {
 		n := OrderNode{Node: p.Name, State: p.State.String(), Text: p.Text, TookMS: uint64(p.Took)}
+		if away[p.Node] && p.State < fsm.PartFailed {
+			n.State = partUnknown
+		}
 		if p.Cause != fsm.ThawNone {
 			n.Cause = p.Cause.String()
 		}

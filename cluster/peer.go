@@ -486,6 +486,11 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 		}
 		err := n.standings(ctx, list)
 		return mustJSON(list), err
+	case askAbsent:
+		if n.office.Load() == nil {
+			return nil, errOutOfOffice
+		}
+		return mustJSON(n.absent()), nil
 	case askOrderList:
 		var all bool
 		if err := json.Unmarshal(payload, &all); err != nil {

@@ -102,6 +102,7 @@ const (
 
 	askOrders    = 'w' // []word -> []word; answered by the leader
 	askOrderList = 'l' // with the closed ones -> []OrderInfo
+	askAbsent    = 'b' // -> names of the servers that are out of touch; answered by the leader
 	askFollow    = 'u' // orderQuery -> OrderInfo, or null if it is not further yet
 )
 

@@ -184,6 +184,12 @@ func TestOrderEndsWhenANodeStops(t *testing.T) {
 				if took := time.Since(from); took > within {
 					t.Errorf("thawed after %v", took)
 				}
+				if tc.want == fsm.OrderNodeAway && s.nodes[n.Name()] == nil {
+					// Nobody has said that it has thawed.
+					if o := s.reach(by, id, fsm.OrderThawing); !slices.Contains(o.Nodes, OrderNode{Node: n.Name(), State: "unknown", Text: "3 processes"}) {
+						t.Errorf("%+v", o)
+					}
+				}
 				s.closed(by, id, tc.want, n.Name())
 				// The next order finds who is there.
 				s.joined()
