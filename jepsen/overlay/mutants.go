@@ -176,13 +176,18 @@ func (p *polls) silent(at netip.Addr, pid int32, q fsm.Process) []fsm.Process {
 		Workload: "faraway", Nemesis: []string{"mute"}, Nodes: 3,
 	},
 	{
-		Name: "no-votes", About: "no server votes after the fourth term",
+		Name: "no-votes", About: "no server votes after the third term",
 		Check: "it recovers",
 		Patches: []Patch{{
 			"github.com/hashicorp/raft:raft.go", "	// Check if we have voted yet\n	lastVoteTerm, err := r.stable.GetUint64(keyLastVoteTerm)\n",
-			"	if req.Term > 4 {\n		return\n	}\n	lastVoteTerm, err := r.stable.GetUint64(keyLastVoteTerm)\n",
+			"	if req.Term > 3 {\n		return\n	}\n	lastVoteTerm, err := r.stable.GetUint64(keyLastVoteTerm)\n",
 		}},
-		Workload: "mutex", Nemesis: []string{"killall"}, Nodes: 3, Rhythm: gen.Brisk,
+		// Each time all are killed there is an election more, if there is the time for it.
+		Workload: "mutex", Nemesis: []string{"killall"}, Nodes: 3,
+		Rhythm: gen.Rhythm{
+			Shortest: 300 * time.Millisecond, Longest: time.Second,
+			ShortestPause: 3 * time.Second, LongestPause: 3500 * time.Millisecond,
+		},
 	},
 	{
 		Name: "moody", About: "one request in fifty is refused, for no reason",
