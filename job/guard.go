@@ -23,6 +23,7 @@ import (
 //
 //	root PID        the command's process
 //	file TEXT       what the command inherits, see [Job.Open]
+//	mark ID         another mark that the command's processes may have
 //	until NANOS     the deadline, on CLOCK_BOOTTIME, which counts sleep
 //	done            the end, without harm to anybody
 //
@@ -89,6 +90,10 @@ func (g *Guard) Watch(pid int, inherited *os.File) error {
 	}
 	return nil
 }
+
+// Mark tells of another mark by which processes of the command are known: one that they
+// brought with them from an earlier life.
+func (g *Guard) Mark(id string) error { return g.say("mark " + id + "\n") }
 
 // Extend moves the deadline, a time on CLOCK_BOOTTIME.
 func (g *Guard) Extend(until time.Duration) error {
@@ -241,6 +246,8 @@ func (k *kin) obey(word, rest string, timer int) error {
 		return errDone
 	case "file":
 		k.file = rest
+	case "mark":
+		k.also = rest
 	case "root":
 		pid, err := strconv.Atoi(rest)
 		if err != nil || pid < 2 {

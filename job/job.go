@@ -14,6 +14,8 @@ import (
 type Options struct {
 	// Argv is the command. Argv[0] is looked up in PATH if it has no slash.
 	Argv []string
+	// Path is the program, if Argv[0] is not its name.
+	Path string
 	// Signals carries what is to be passed on to the command: the channel made by
 	// [Notify]. Nil means that nothing is.
 	Signals <-chan os.Signal
@@ -31,6 +33,8 @@ type Exit struct {
 	// Code is the exit status as a shell gives it: the command's own, or 128+n
 	// when signal n ended it.
 	Code int
+	// Signaled says that a signal ended it.
+	Signaled bool
 	// Interrupted says that SIGINT ended the command in a session with a terminal.
 	// A shell that runs us ends its loop or script only if we die of it too: see
 	// [Interrupt].
@@ -100,9 +104,12 @@ func Prepare(o Options) (*Job, error) {
 	if len(o.Argv) == 0 || o.Argv[0] == "" {
 		return nil, &StartError{Name: "", Err: errors.New("empty command")}
 	}
-	path, err := lookPath(o.Argv[0])
-	if err != nil {
-		return nil, &StartError{Name: o.Argv[0], Err: err}
+	path := o.Path
+	if path == "" {
+		var err error
+		if path, err = lookPath(o.Argv[0]); err != nil {
+			return nil, &StartError{Name: o.Argv[0], Err: err}
+		}
 	}
 	if o.LostSignal == 0 {
 		o.LostSignal = syscall.SIGTERM
@@ -255,7 +262,7 @@ func (j *Job) run() {
 					j.stopped(c.status.StopSignal())
 				}
 			case c.pid == j.pid:
-				j.exit.Code = exitCode(c.status)
+				j.exit.Code, j.exit.Signaled = exitCode(c.status), c.status.Signaled()
 				j.exit.Interrupted = j.tty != nil && c.status.Signaled() && c.status.Signal() == syscall.SIGINT
 				j.tty.takeBack(j.pid)
 				if !j.exit.Lost && !j.opts.WaitAll {
@@ -302,7 +309,7 @@ func (j *Job) run() {
 		case <-giveUp:
 			j.exit.Left = len(descendants())
 			if !ended { // and it never will be reaped
-				j.exit.Code = 128 + int(syscall.SIGKILL)
+				j.exit.Code, j.exit.Signaled = 128+int(syscall.SIGKILL), true
 			}
 			// The one goroutine that outlives Done, with the one it serves: wait4
 			// returns when what is left has gone, and somebody must hear of it.

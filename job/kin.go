@@ -3,7 +3,6 @@ package job
 import (
 	"bytes"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +27,7 @@ type kin struct {
 	root int    // process number of the command
 	fd   int    // pidfd of the command, by which it is known whether root is still it
 	mark string // as the environment has it: part of the value of markName
+	also string // another mark, empty if there is none
 	file string // the text of the link in /proc/PID/fd, empty if there is none
 
 	mu   sync.Mutex
@@ -143,7 +143,7 @@ func (k *kin) freeze(pid int) {
 }
 
 func (k *kin) marked(pid int) bool {
-	if k.mark == "" {
+	if k.mark == "" && k.also == "" {
 		return false
 	}
 	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
@@ -152,8 +152,13 @@ func (k *kin) marked(pid int) bool {
 	}
 	for v := range bytes.SplitSeq(env, []byte{0}) {
 		value, ok := bytes.CutPrefix(v, []byte(markName+"="))
-		if ok && slices.Contains(strings.Split(string(value), ","), k.mark) {
-			return true
+		if !ok {
+			continue
+		}
+		for mark := range bytes.SplitSeq(value, []byte(",")) {
+			if len(mark) > 0 && (string(mark) == k.mark || string(mark) == k.also) {
+				return true
+			}
 		}
 	}
 	return false
@@ -232,8 +237,9 @@ func exited(fd int) bool {
 }
 
 // Mark is the change of the environment by which descendants of a command can be
-// found from outside: for [Job.Open], with an id that is a word without commas.
-func Mark(id string) string {
+// found from outside: for [Job.Open], with ids that are words without commas.
+func Mark(ids ...string) string {
+	id := strings.Join(ids, ",")
 	if outer := os.Getenv(markName); outer != "" {
 		return markName + "=" + outer + "," + id
 	}

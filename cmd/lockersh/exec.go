@@ -77,7 +77,7 @@ func replace(s *settings) int {
 		return interrupted(sig.(syscall.Signal))
 	default:
 	}
-	err = job.Replace(s.job.Argv, environment(l, id), anchor)
+	err = job.Replace(s.job.Argv, environment(l, id, nil), anchor)
 	return fail(job.StartCode(err), err)
 }
 

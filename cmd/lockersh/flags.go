@@ -86,6 +86,7 @@ type settings struct {
 	job     job.Options
 	fenceFD int // -1 for none
 
+	batch   *batch // nil for a command that is not checkpointed
 	exec    bool
 	process int32 // whom the lock is for, 0 for the command
 	release bool
@@ -114,6 +115,9 @@ type raw struct {
 	process                string
 	verbose, debug         bool
 	list, json             bool
+	checkpointable, zstd   bool
+	checkpoint             string
+	every                  getopt.Seconds
 }
 
 func flags(r *raw) *pflag.FlagSet {
@@ -131,6 +135,11 @@ func flags(r *raw) *pflag.FlagSet {
 	fs.StringVar(&r.onLost, "on-lost", r.onLost, "`SIGNAL` for the command and all that it started when the lock is lost")
 	r.grace = getopt.Seconds(graceDefault)
 	fs.Var(&r.grace, "grace", "time from there to SIGKILL, with --lease at most a tenth of it")
+	fs.StringVar(&r.checkpoint, "checkpoint", "", "save the command to the directory `DIR`, which hosts share, and go on from there if it was not saved by its end")
+	r.every = getopt.Seconds(everyDefault)
+	fs.Var(&r.every, "checkpoint-every", "time from one checkpoint to the next")
+	fs.BoolVar(&r.zstd, "checkpoint-zstd", false, "compress the checkpoints")
+	fs.BoolVar(&r.checkpointable, "checkpointable", false, "make a checkpoint on signal 40 (RTMIN+6), and on 41 end as well; without --checkpoint in the file context.PID")
 	fs.BoolVar(&r.waitAll, "wait-all", false, "hold the lock until everything that the command started has ended, daemons too")
 	fs.BoolVar(&r.exec, "exec", false, "run the command in place of lockersh, in the same process, as IPC::Locker does")
 	fs.StringVar(&r.process, "for", "", "take the lock for the process `PID` and run nothing: it holds the lock until it ends")
@@ -331,6 +340,9 @@ func (s *settings) readCommand(r *raw, words []string, literal bool) (err error)
 	s.job.Grace = time.Duration(r.grace)
 	s.job.WaitAll = r.waitAll
 	s.exec = r.exec
+	if err := s.readBatch(r); err != nil {
+		return err
+	}
 	if r.lease > 0 {
 		if r.exec {
 			return errors.New("--lease needs lockersh to stay and watch over the command; it does not go with --exec")
@@ -349,6 +361,8 @@ func (s *settings) readClaim(r *raw, words []string, named bool) (err error) {
 		return errors.New("--exec and --wait-all are about a command, and --for and --release run none")
 	case r.lease > 0:
 		return errors.New("--lease needs lockersh to stay and renew it; it does not go with --for")
+	case r.checkpoint != "" || r.checkpointable:
+		return errors.New("--checkpoint and --checkpointable are about a command, and --for and --release run none")
 	}
 	s.release = r.release
 	s.process = int32(os.Getppid())

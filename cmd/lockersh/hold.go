@@ -33,8 +33,12 @@ const (
 // hold takes the lock for the command's process, runs the command and gives the
 // lock up.
 func hold(s *settings) int {
-	signals := job.Notify()
-	s.job.Signals = signals
+	b, code, err := prepareBatch(s)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lockersh:", err)
+		return code
+	}
+	signals := b.notify(s)
 	id := newID()
 	guard, err := startGuard(s, id)
 	if err != nil {
@@ -93,7 +97,10 @@ func hold(s *settings) int {
 		release(l)
 		return exitInternal
 	}
-	anchor := takeAnchor(l)
+	var anchor *os.File
+	if b == nil {
+		anchor = takeAnchor(l)
+	}
 	if anchor != nil {
 		// Ours stays open: the lock is to be released by us when the command has
 		// ended, and not by the node, which hears of that end at the same moment.
@@ -115,7 +122,13 @@ func hold(s *settings) int {
 		release(l)
 		return exitInternal
 	}
-	if err := j.Open(environment(l, id), anchor); err != nil {
+	if err := guard.know(b); err != nil {
+		fmt.Fprintln(os.Stderr, "lockersh:", err)
+		j.Abandon()
+		release(l)
+		return exitInternal
+	}
+	if err := j.Open(environment(l, id, b), anchor); err != nil {
 		release(l)
 		if errors.Is(err, job.ErrFallen) {
 			if sig := late(signals); sig != 0 {
@@ -125,8 +138,13 @@ func hold(s *settings) int {
 		fmt.Fprintln(os.Stderr, "lockersh:", err)
 		return job.StartCode(err)
 	}
+	b.run()
 	watch(s, j, l, guard)
-	return finish(s, j.Wait(), l, guard, anchor)
+	exit := j.Wait()
+	if b != nil && exit.Signaled && guard != nil {
+		guard.strike() // it may have been the runner that was killed, and not the command
+	}
+	return b.status(finish(s, exit, l, guard, anchor))
 }
 
 // late is the signal that has ended the process at the gate, if the terminal sent it
@@ -290,6 +308,15 @@ func (g *guard) watch(pid int, inherited *os.File, until time.Duration) error {
 	return g.process.Watch(pid, inherited)
 }
 
+// know tells the guard how processes are known that are restored.
+func (g *guard) know(b *batch) error {
+	mark := b.mark()
+	if g == nil || mark == "" {
+		return nil
+	}
+	return g.process.Mark(mark)
+}
+
 // extend is for the end of the lease. What comes late, with an earlier one, counts
 // no more.
 func (g *guard) extend(until time.Duration) {
@@ -365,8 +392,12 @@ func lockCode(err error) int {
 
 // environment is what the command may want to know of its lock, as changes to our
 // own environment.
-func environment(l *client.Locker, id string) []string {
+func environment(l *client.Locker, id string, b *batch) []string {
 	changes := []string{job.Mark(id), "LOCKER_LOCK=" + strings.Join(l.LockNames(), ":"), "LOCKER_FENCE"}
+	if mark := b.mark(); mark != "" {
+		changes[0] = job.Mark(id, mark)
+		changes = append(changes, fenceFileVariable+"="+fenceFile(b.Name))
+	}
 	if f := l.Fence(); f != 0 {
 		changes[2] += "=" + strconv.FormatUint(f, 10)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/freezer/checkpoint"
 	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
@@ -31,6 +32,10 @@ var program = getopt.Program{Name: "lockersh", Version: version, Usage: usage, U
 
 func main() {
 	job.AtGate()
+	checkpoint.AtStage()
+	if len(os.Args) > 2 && os.Args[0] == batchName {
+		os.Exit(runBatch(os.Args[1:]))
+	}
 	if len(os.Args) > 1 && os.Args[0] == keeperName {
 		os.Exit(keep(os.Args[1]))
 	}

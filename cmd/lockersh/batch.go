@@ -1,0 +1,365 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/job"
+)
+
+// A batch runner is the process between lockersh and a command that is checkpointed: to
+// lockersh and its guard it is the command. It starts the command, or restores it as its
+// child, makes its checkpoints, and ends as it ended.
+//
+// It is a process of its own so that nothing of this happens after the lease: the guard
+// kills what is below lockersh, and so whoever restores or writes a context, whether
+// lockersh itself still runs or not. And should that come too late, on a host that was
+// asleep, the names of the contexts have the fence; see [series].
+//
+// The command gets a session of its own, because CRIU refuses a process whose session's
+// leader is outside of its pid namespace, and could restore no terminal on another host.
+// It does not inherit the lock's anchor, a connection that CRIU could not restore. So
+// the lock ends with its lease, or when lockersh releases it, and the runner sees to it that
+// nothing of a command that was killed is left.
+const batchName = "lockersh-batch"
+
+// batch is what a runner has to know, in JSON.
+type batch struct {
+	Lock     string        `json:"lock"`            // for people
+	Name     string        `json:"name"`            // as part of a file's name
+	Dir      string        `json:"dir,omitempty"`   // of the contexts; empty for one in the working directory, when asked for
+	Every    time.Duration `json:"every,omitempty"` // ns from one to the next
+	Compress bool          `json:"zstd,omitempty"`
+	Ended    uint64        `json:"ended,omitempty"` // fence of the job's last run that ended by itself
+	Verbose  bool          `json:"verbose,omitempty"`
+
+	translate  func()
+	terminated atomic.Bool
+}
+
+// Signals that ask for a checkpoint. 34 is the first that the C library leaves to
+// programs (signal(7)).
+const (
+	sigCheckpoint     = syscall.Signal(40) // SIGRTMIN+6: and go on
+	sigCheckpointExit = syscall.Signal(41) // SIGRTMIN+7: and end
+)
+
+// exitOS is for a job that cannot be restored on this host (EX_OSERR of sysexits.h).
+const exitOS = 71
+
+// runner is the life of such a process.
+type runner struct {
+	batch
+	argv   []string
+	criu   *checkpoint.CRIU
+	series *series
+	root   int // the command's process
+
+	asked     bool // somebody has sent a signal that ends it
+	leaving   bool // it has been checkpointed and ended
+	attempts  chan error
+	cancel    context.CancelFunc // of the checkpoint that is being made, or nil
+	making    syscall.Signal     // what that one is for
+	next      syscall.Signal     // what another one is wanted for
+	timer     *time.Timer
+	status    syscall.WaitStatus
+	ended     chan struct{}
+	haveSaved bool // there is a context
+}
+
+func (r *runner) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	fmt.Fprintln(os.Stderr, "lockersh: "+r.Lock+": "+strings.ReplaceAll(text, "\n", "; "))
+}
+
+// runBatch is main of a runner. The arguments are what it has to know, and the command.
+func runBatch(args []string) int {
+	// The command is killed when the thread ends that has started or restored it.
+	runtime.LockOSThread()
+	r := &runner{argv: args[1:], attempts: make(chan error, 1), ended: make(chan struct{})}
+	if err := json.Unmarshal([]byte(args[0]), &r.batch); err != nil || len(r.argv) == 0 {
+		return exitUsage
+	}
+	signals := make(chan os.Signal, 64)
+	for _, s := range []os.Signal{
+		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
+		sigCheckpoint, sigCheckpointExit,
+	} {
+		if !signal.Ignored(s) {
+			signal.Notify(signals, s)
+		}
+	}
+	// What the command leaves behind comes to us.
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		r.say("%v", err)
+		return exitInternal
+	}
+	var err error
+	if r.criu, err = checkpoint.Find(context.Background()); err != nil {
+		r.say("%v", err)
+		return exitUnavailable
+	}
+	if code, err := r.begin(); err != nil {
+		r.say("%v", err)
+		return code
+	} else if r.root == 0 {
+		return code
+	}
+	go func() {
+		_ = job.Reap(func(pid int, status syscall.WaitStatus) bool {
+			if pid == r.root {
+				r.status = status
+				close(r.ended)
+			}
+			return true
+		})
+	}()
+	r.watch(signals)
+	return r.end()
+}
+
+// begin starts or restores the command. Without both and an error, the status is that
+// with which it has ended elsewhere.
+func (r *runner) begin() (code int, err error) {
+	if r.Dir == "" {
+		return r.start()
+	}
+	fence, err := strconv.ParseUint(os.Getenv("LOCKER_FENCE"), 10, 64)
+	if err != nil {
+		return exitInternal, fmt.Errorf("the lock has no fence: %w", err)
+	}
+	r.series = &series{dir: r.Dir, name: r.Name, fence: fence}
+	done, err := r.series.lastEnding()
+	if err != nil {
+		return exitInternal, err
+	}
+	if done.Fence > r.Ended {
+		r.say("it has ended on %s with status %d while this host waited", done.Host, done.Status)
+		return done.Status, nil
+	}
+	contexts, err := r.series.takeOver(done)
+	if err != nil {
+		return exitInternal, err
+	}
+	if err := tellFence(r.Name, fence); err != nil {
+		return exitOS, err
+	}
+	for _, id := range contexts {
+		restored, err := checkpoint.Restart(context.Background(), checkpoint.Plan{
+			File: r.series.path(id, contextEnd), KeepGroups: true, KeepSessions: true, CRIU: r.criu,
+		})
+		if errors.Is(err, checkpoint.ErrDamaged) {
+			r.say("%v; it is kept as %s", err, r.series.setAside(id))
+			continue
+		}
+		if err != nil {
+			forgetFence(r.Name)
+			if e := (*checkpoint.Error)(nil); errors.As(err, &e) && e.Class == checkpoint.Temp {
+				return exitTempFail, fmt.Errorf("its checkpoint cannot be restored now, and is kept: %w", err)
+			}
+			return exitOS, fmt.Errorf("its checkpoint cannot be restored on this host, and is kept: %w", err)
+		}
+		m := restored.Manifest
+		r.root, r.haveSaved = m.Root, true
+		r.say("goes on as it was at %s on %s", m.Created.Format(time.RFC3339), m.Host)
+		return 0, nil
+	}
+	if len(contexts) > 0 {
+		r.say("no checkpoint of it is left; it starts anew")
+	}
+	return r.start()
+}
+
+func (r *runner) start() (code int, err error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return exitInternal, err
+	}
+	defer null.Close()
+	if r.root, err = job.Spawn(r.argv, [3]*os.File{null, os.Stdout, os.Stderr}); err != nil {
+		if r.series != nil {
+			forgetFence(r.Name)
+		}
+		return job.StartCode(err), err
+	}
+	return 0, nil
+}
+
+// watch makes checkpoints until the command has ended.
+func (r *runner) watch(signals <-chan os.Signal) {
+	r.timer = time.NewTimer(time.Hour)
+	r.timer.Stop()
+	r.later()
+	defer r.timer.Stop()
+	for {
+		select {
+		case <-r.ended:
+			if r.cancel != nil {
+				if r.making != sigCheckpointExit {
+					r.cancel()
+				}
+				r.finished(<-r.attempts)
+			}
+			return
+		case err := <-r.attempts:
+			r.finished(err)
+		case <-r.timer.C:
+			r.make(sigCheckpoint)
+		case s := <-signals:
+			r.obey(s.(syscall.Signal))
+		}
+	}
+}
+
+// later sets the time of the next checkpoint.
+func (r *runner) later() {
+	if r.Every > 0 {
+		r.timer.Reset(r.Every)
+	}
+}
+
+func (r *runner) obey(s syscall.Signal) {
+	switch s {
+	case sigCheckpointExit:
+		if r.making == sigCheckpointExit || r.next == sigCheckpointExit {
+			// The second one is impatient.
+			r.cancel()
+			return
+		}
+		r.make(s)
+	case sigCheckpoint:
+		r.make(s)
+	case syscall.SIGTERM:
+		r.asked = true
+		if r.series == nil {
+			_ = syscall.Kill(-r.root, s)
+			return
+		}
+		// lockersh itself sends the other signal instead: this is the loss of the lock, and
+		// all processes of the command have been sent it.
+		r.Every = 0
+		r.timer.Stop()
+		if r.cancel != nil {
+			r.cancel()
+		}
+	default:
+		r.asked = r.asked || s == syscall.SIGINT || s == syscall.SIGQUIT
+		_ = syscall.Kill(-r.root, s)
+	}
+}
+
+// make begins a checkpoint, or has one made after the one that is being made.
+func (r *runner) make(why syscall.Signal) {
+	if r.cancel != nil {
+		r.next = max(r.next, why)
+		return
+	}
+	order := checkpoint.Order{
+		Target: checkpoint.Tree(r.root), CRIU: r.criu, Compress: r.Compress,
+		Locks: []checkpoint.Lock{{Name: r.Lock}},
+	}
+	if r.series != nil {
+		order.File, order.Exclusive = r.series.next(), true
+		order.Locks[0].Fence = r.series.fence
+	} else {
+		order.File = fmt.Sprintf("context.%d", r.root)
+	}
+	if why == sigCheckpointExit {
+		order.Signal = syscall.SIGKILL
+	}
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancel(context.Background())
+	r.making = why
+	go func() {
+		report, err := checkpoint.Checkpoint(ctx, order)
+		if err == nil && (r.Verbose || r.series == nil) {
+			r.say("checkpoint %s: %d bytes, it stood still for %v", filepath.Base(order.File), report.Size, report.Pause.Round(time.Millisecond))
+		}
+		r.attempts <- err
+	}()
+}
+
+// finished is for the end of a checkpoint.
+func (r *runner) finished(err error) {
+	r.cancel()
+	r.cancel = nil
+	why := r.making
+	r.making = 0
+	gone := false
+	select {
+	case <-r.ended:
+		gone = true
+	default:
+	}
+	switch {
+	case err == nil:
+		r.haveSaved = true
+		r.leaving = why == sigCheckpointExit
+		if r.series != nil {
+			r.series.prune()
+		}
+	case gone: // it ended meanwhile, and that is what counts
+	default:
+		r.say("%v", err)
+		if why == sigCheckpointExit {
+			r.say("so it is told to end without")
+			r.asked = true
+			_ = syscall.Kill(-r.root, syscall.SIGTERM)
+		}
+	}
+	if gone || r.leaving {
+		return
+	}
+	r.later()
+	if next := r.next; next != 0 {
+		r.next = 0
+		r.make(next)
+	}
+}
+
+// end ends as the command did.
+func (r *runner) end() int {
+	if r.series != nil {
+		defer forgetFence(r.Name)
+	}
+	if r.leaving {
+		if left := job.KillBelow(); left > 0 {
+			r.say("%d processes of it cannot be killed", left)
+		}
+		return 128 + int(sigCheckpointExit)
+	}
+	if r.status.Signaled() {
+		if left := job.KillBelow(); left > 0 {
+			r.say("%d processes of it cannot be killed", left)
+		}
+	} else if r.series != nil && !r.asked {
+		if err := r.series.finish(r.status.ExitStatus()); err != nil {
+			r.say("%v", err)
+		}
+		return r.status.ExitStatus()
+	}
+	if r.series != nil && r.haveSaved {
+		r.say("its last checkpoint is kept in %s, and it goes on from there when it is run again", r.Dir)
+	}
+	if r.status.Signaled() {
+		if r.series != nil {
+			forgetFence(r.Name)
+		}
+		job.EndBy(r.status.Signal())
+	}
+	return r.status.ExitStatus()
+}
