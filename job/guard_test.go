@@ -66,6 +66,8 @@ func beGuarded(id string, argv []string) int {
 		case "until":
 			at, _ := time.ParseDuration(rest)
 			err = g.Extend(at)
+		case "mark":
+			err = g.Mark(rest)
 		case "strike":
 			g.Strike()
 		case "dismiss":
@@ -260,6 +262,18 @@ func TestTheGuardEndsEverything(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTheGuardKnowsTheRestored: what is restored has the mark of an earlier life.
+func TestTheGuardKnowsTheRestored(t *testing.T) {
+	earlier := newID()
+	g := startGuarded(t, `setsid -f env `+markName+`=x,`+earlier+` "$1" member restored bare
+exec "$1" member command`, 2)
+	g.tell(t, "mark "+earlier)
+	if err := g.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of all", func() bool { return len(g.living()) == 0 })
 }
 
 func TestExtendMovesTheDeadline(t *testing.T) {

@@ -158,6 +158,8 @@ func (r *runner) begin() (code int, err error) {
 	if err := tellFence(r.Name, fence); err != nil {
 		return exitOS, err
 	}
+	var first error // why the newest cannot be restored
+	class := checkpoint.Env
 	for _, id := range contexts {
 		restored, err := checkpoint.Restart(context.Background(), checkpoint.Plan{
 			File: r.series.path(id, contextEnd), KeepGroups: true, KeepSessions: true, CRIU: r.criu,
@@ -167,16 +169,31 @@ func (r *runner) begin() (code int, err error) {
 			continue
 		}
 		if err != nil {
-			forgetFence(r.Name)
-			if e := (*checkpoint.Error)(nil); errors.As(err, &e) && e.Class == checkpoint.Temp {
-				return exitTempFail, fmt.Errorf("its checkpoint cannot be restored now, and is kept: %w", err)
+			// Of the two the one before may do, if a file has changed that the job was reading.
+			e := (*checkpoint.Error)(nil)
+			if temp := errors.As(err, &e) && e.Class == checkpoint.Temp; temp || first == nil {
+				first = err
+				if temp {
+					class = checkpoint.Temp
+					break
+				}
 			}
-			return exitOS, fmt.Errorf("its checkpoint cannot be restored on this host, and is kept: %w", err)
+			continue
+		}
+		if first != nil {
+			r.say("the newest checkpoint cannot be restored: %v", first)
 		}
 		m := restored.Manifest
 		r.root, r.haveSaved = m.Root, true
 		r.say("goes on as it was at %s on %s", m.Created.Format(time.RFC3339), m.Host)
 		return 0, nil
+	}
+	if first != nil {
+		forgetFence(r.Name)
+		if class == checkpoint.Temp {
+			return exitTempFail, fmt.Errorf("its checkpoint cannot be restored now, and is kept: %w", first)
+		}
+		return exitOS, fmt.Errorf("its checkpoint cannot be restored on this host, and is kept: %w", first)
 	}
 	if len(contexts) > 0 {
 		r.say("no checkpoint of it is left; it starts anew")
@@ -285,6 +302,17 @@ func (r *runner) make(why syscall.Signal) {
 	ctx, r.cancel = context.WithCancel(context.Background())
 	r.making = why
 	go func() {
+		if r.series != nil {
+			quiet, err := holdCommits(ctx, r.Name)
+			if err != nil {
+				r.attempts <- err
+				return
+			}
+			defer quiet.Close()
+			if order.Signal == 0 {
+				order.Copied = func() { _ = quiet.Close() }
+			}
+		}
 		report, err := checkpoint.Checkpoint(ctx, order)
 		if err == nil && (r.Verbose || r.series == nil) {
 			r.say("checkpoint %s: %d bytes, it stood still for %v", filepath.Base(order.File), report.Size, report.Pause.Round(time.Millisecond))
@@ -333,32 +361,26 @@ func (r *runner) finished(err error) {
 
 // end ends as the command did.
 func (r *runner) end() int {
+	byItself := !r.leaving && !r.asked && r.status.Exited()
 	if r.series != nil {
-		defer forgetFence(r.Name)
+		forgetFence(r.Name)
+		if byItself {
+			if err := r.series.finish(r.status.ExitStatus()); err != nil {
+				r.say("%v", err)
+			}
+		} else if r.haveSaved {
+			r.say("its last checkpoint is kept in %s, and it goes on from there when it is run again", r.Dir)
+		}
 	}
-	if r.leaving {
+	if r.leaving || r.status.Signaled() {
 		if left := job.KillBelow(); left > 0 {
 			r.say("%d processes of it cannot be killed", left)
 		}
+	}
+	switch {
+	case r.leaving:
 		return 128 + int(sigCheckpointExit)
-	}
-	if r.status.Signaled() {
-		if left := job.KillBelow(); left > 0 {
-			r.say("%d processes of it cannot be killed", left)
-		}
-	} else if r.series != nil && !r.asked {
-		if err := r.series.finish(r.status.ExitStatus()); err != nil {
-			r.say("%v", err)
-		}
-		return r.status.ExitStatus()
-	}
-	if r.series != nil && r.haveSaved {
-		r.say("its last checkpoint is kept in %s, and it goes on from there when it is run again", r.Dir)
-	}
-	if r.status.Signaled() {
-		if r.series != nil {
-			forgetFence(r.Name)
-		}
+	case r.status.Signaled():
 		job.EndBy(r.status.Signal())
 	}
 	return r.status.ExitStatus()

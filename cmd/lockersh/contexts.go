@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -158,9 +159,14 @@ const maxEnding = 4096
 // lastEnding is that of the job's last run; zero if there was none.
 func (s *series) lastEnding() (e ending, err error) {
 	path := filepath.Join(s.dir, s.name+doneEnd)
-	text, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return e, nil
+	}
+	var text []byte
+	if err == nil {
+		defer f.Close()
+		text, err = io.ReadAll(io.LimitReader(f, maxEnding+1))
 	}
 	if err == nil && len(text) > maxEnding {
 		err = errors.New("it is too long")
@@ -176,6 +182,13 @@ func (s *series) lastEnding() (e ending, err error) {
 
 // finish says that the job has ended, and removes its contexts.
 func (s *series) finish(status int) error {
+	all, err := s.list(contextEnd)
+	if err != nil {
+		return err
+	}
+	if len(all) > 0 && all[0].fence > s.fence {
+		return errors.New("another host goes on with the job, so how it ended here does not count")
+	}
 	host, _ := os.Hostname()
 	text, err := json.Marshal(ending{Fence: s.fence, Status: status, Host: host, Time: time.Now().Truncate(time.Second)})
 	if err != nil {

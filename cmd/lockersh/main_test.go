@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -20,7 +24,8 @@ const patience = 20 * time.Second
 
 func TestMain(m *testing.M) {
 	job.AtGate()
-	testscript.Main(m, map[string]func(){"lockersh": main, keeperName: main})
+	checkpoint.AtStage()
+	testscript.Main(m, map[string]func(){"lockersh": main, keeperName: main, batchName: main})
 }
 
 // lockerd is the server under the scripts, built once.
@@ -48,17 +53,33 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(server)) })
+	_, missing := checkpoint.Find(t.Context())
+	if os.Geteuid() != 0 {
+		missing = errors.New("it takes root to checkpoint processes")
+	}
+	if missing != nil && os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
+		t.Fatal(missing)
+	}
+	// What we were given may be of other mounts than those that are made here, and CRIU
+	// refuses such.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Getuid() == 0, nil
+			case "criu":
+				return missing == nil, nil
 			}
 			return false, errors.New("unknown condition " + cond)
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
 			env.Setenv("USER", "tester")
+			env.Setenv("LOCKERD_CRIU", os.Getenv("LOCKERD_CRIU"))
 			env.Setenv("GORACE", os.Getenv("GORACE"))
 			n := &node{path: server, dir: env.WorkDir}
 			env.Values["node"] = n

@@ -43,6 +43,9 @@ type Order struct {
 	Incremental bool
 	// Timeout is how long it may take until all processes stand still; 0 is 10 s.
 	Timeout time.Duration
+	// Copied, if not nil, is called when there are images, and the processes run on, if they
+	// are to. The file is not safe then.
+	Copied func()
 	Locks   []Lock
 	// User is whose file it is to be, nil for root's. All processes have to be theirs,
 	// and what they may not write is not written. Images and the unfinished file are then
@@ -178,6 +181,9 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if o.Copied != nil {
+		o.Copied()
 	}
 	r = &Report{Warnings: log.warnings, Pause: readPause(b.images())}
 	if r.Manifest, err = describe(b.images(), before); err != nil {
