@@ -46,7 +46,7 @@ type Order struct {
 	// Copied, if not nil, is called when there are images, and the processes run on, if they
 	// are to. The file is not safe then.
 	Copied func()
-	Locks   []Lock
+	Locks  []Lock
 	// User is whose file it is to be, nil for root's. All processes have to be theirs,
 	// and what they may not write is not written. Images and the unfinished file are then
 	// not beside it, but in Scratch.
