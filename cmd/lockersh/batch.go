@@ -368,6 +368,7 @@ func (r *runner) end() int {
 			if err := r.series.finish(r.status.ExitStatus()); err != nil {
 				r.say("%v", err)
 			}
+			checkpoint.Sweep(r.Dir) // there may be no next one for long
 		} else if r.haveSaved {
 			r.say("its last checkpoint is kept in %s, and it goes on from there when it is run again", r.Dir)
 		}

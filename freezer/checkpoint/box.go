@@ -62,6 +62,10 @@ func (b *box) remove() {
 	}
 }
 
+// Sweep removes what killed checkpoints and restarts have left in a directory. The next one
+// there does so as well.
+func Sweep(dir string) { sweep(dir) }
+
 // sweep removes the boxes in a directory that nobody has. Errors are for those who
 // look at the directory.
 func sweep(in string) {
