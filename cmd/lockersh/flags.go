@@ -56,13 +56,13 @@ The command finds LOCKER_LOCK (the lock it has; several with colons between)
 and LOCKER_FENCE (the fencing token, which only grows) in its environment. By
 LOCKER_ID, and by a connection that it inherits, its descendants are known.
 
-With --checkpoint the command is saved to DIR again and again. If its host dies,
-the lockersh that gets the lock next goes on from the last whole checkpoint. On
-SIGTERM to lockersh it is saved and ended. When it ends by itself, what was saved
-is removed, and the others that wait end with its status. It takes root and CRIU,
-a lease (30 s if none is given), output to files, and a command that can bear to
-do again what it did since it was saved, with the fence of now, which is in the
-file LOCKERSH_FENCE_FILE names; while that is locked (flock) nothing is saved.
+With --checkpoint the command is saved to DIR again and again. If its host
+dies, the lockersh that gets the lock next goes on from the last whole one. On
+SIGTERM to lockersh it is saved and ended. When it ends by itself, what was
+saved is removed, and the others that wait end with its status. It takes root,
+CRIU, a lease (30 s if none is given), output to files, and a command that may
+do again what it did since it was saved, with the fence of now: that is in the
+file LOCKERSH_FENCE_FILE, and while that is locked (flock) nothing is saved.
 
 Environment:
   IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
@@ -72,9 +72,9 @@ Environment:
 
 Exit status: the command's own, 128+n if signal n ended it, and
    64  wrong usage
-   69  no server answers, or the cluster refuses; or checkpoints do not work here
+   69  no server answers, or the cluster refuses; checkpoints do not work here
    71  the command's checkpoint cannot be restored on this host
-   75  gave up waiting (--timeout), or the lock is busy (--try); or the command's
+   75  gave up waiting (--timeout), or the lock is busy (--try); the command's
        checkpoint cannot be restored now
    76  the lock was lost, and the command ended because of that
   126  the command cannot be executed
