@@ -241,12 +241,17 @@ func (j *job) command(role string, uid uint32, args ...string) *exec.Cmd {
 
 func (j *job) start(t *testing.T, role string, uid uint32, args ...string) {
 	t.Helper()
+	j.run(t, j.command(role, uid, args...))
+}
+
+// run starts the job.
+func (j *job) run(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	out, err := os.OpenFile(j.path("out"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	cmd := j.command(role, uid, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	j.starting.Lock()
 	err = cmd.Start()
