@@ -80,6 +80,10 @@ func BenchmarkFreeze(b *testing.B) {
 			b.ReportMetric(median(name)/median("original-"+act), name+"-part")
 		}
 	}
+	both := func(way string) float64 { return median(way+"-freeze") + median(way+"-thaw") }
+	for _, way := range []string{"signals", "cgroup", "bare"} {
+		b.ReportMetric(both(way)/both("original"), way+"-part")
+	}
 	b.ReportMetric(0, "ns/op")
 }
 

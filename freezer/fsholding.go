@@ -68,8 +68,10 @@ func (f *fileSystem) close() {
 }
 
 // ioctl freezes or thaws. It may take as long as the disk.
-func (f *fileSystem) ioctl(request uint) error {
-	err := freezeIoctl(f.fd, request)
+func (f *fileSystem) ioctl(request uint) error { return f.failed(freezeIoctl(f.fd, request)) }
+
+// failed gives the kernel's errors the names of freezefs(2).
+func (f *fileSystem) failed(err error) error {
 	switch {
 	case err == nil:
 		return nil
