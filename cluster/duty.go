@@ -26,6 +26,7 @@ type duty struct {
 	cancel context.CancelFunc
 	freeze chan struct{} // closed when all nodes are ready
 	over   chan struct{} // closed when it is to be undone
+	past   chan struct{} // closed when it is prepared, or never will be
 
 	// Guarded by orders.mu.
 	cause  fsm.ThawCause // of over
@@ -44,7 +45,7 @@ func newDuty(s *orders, o *fsm.Order, inc fsm.Incarnation) *duty {
 			Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, By: o.By,
 			Timeout: timeoutOf(o.Timeout), Lease: leasePerGrace * s.node.cfg.OrderGrace,
 		},
-		freeze: make(chan struct{}), over: make(chan struct{}), wake: make(chan struct{}, 1),
+		freeze: make(chan struct{}), over: make(chan struct{}), past: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	d.ctx, d.cancel = context.WithCancel(s.node.ctx)
 	return d
@@ -132,10 +133,13 @@ func (d *duty) run() {
 	n := d.orders.node
 	log := n.log.With("order", d.order, "action", d.task.Action, "by", d.task.By)
 	if cause, _ := d.ended(); cause != fsm.ThawNone {
+		close(d.past)
 		d.say(fsm.OrderReport{State: fsm.PartThawed, Cause: cause})
 		return
 	}
+	d.awaitTurn()
 	prepared, err := d.prepare()
+	close(d.past)
 	if err != nil {
 		if cause, _ := d.ended(); cause != fsm.ThawNone {
 			log.Info("order ended before it was prepared", "cause", cause)
@@ -218,6 +222,31 @@ func (d *duty) prepare() (Prepared, error) {
 		return nil, fmt.Errorf("%w on %s: start lockerd there with --executors", errExecutorsOff, n.cfg.Name)
 	}
 	return n.cfg.Executor.Prepare(d.ctx, d.task)
+}
+
+// awaitTurn waits until the earlier orders are prepared here. Orders that are for the same
+// thing are in each other's way, so if one node had the one first, and another node
+// another one, none would be carried out.
+func (d *duty) awaitTurn() {
+	for _, past := range d.orders.before(d.order) {
+		select {
+		case <-past:
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// before gives the moments at which the orders up to one are prepared here.
+func (s *orders) before(id fsm.OrderID) (list []<-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.duties {
+		if d.order < id {
+			list = append(list, d.past)
+		}
+	}
+	return list
 }
 
 // awaitGo waits until all nodes are ready; false means that nothing is to be frozen. The

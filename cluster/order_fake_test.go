@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 )
@@ -23,6 +24,7 @@ type fakeExecutor struct {
 	closed  bool
 	stubbed int // how often a thaw is to fail
 	rng     *rand.Rand
+	single  bool // one order is in the way of the next
 }
 
 // fakeFreeze is one order at one host.
@@ -60,7 +62,10 @@ func (x *fakeExecutor) hold(step string) (release func()) {
 func (x *fakeExecutor) pass(ctx context.Context, step string) error {
 	x.mu.Lock()
 	gate := x.gates[step]
-	took, err := x.mood(step)
+	took, err := time.Duration(0), error(nil)
+	if !strings.HasPrefix(step, "prepare ") {
+		took, err = x.mood(step)
+	}
 	x.mu.Unlock()
 	if err != nil || took > 0 {
 		pause(ctx, took)
@@ -93,11 +98,18 @@ func (x *fakeExecutor) mood(step string) (took time.Duration, err error) {
 }
 
 func (x *fakeExecutor) Prepare(ctx context.Context, t Task) (Prepared, error) {
-	if err := x.pass(ctx, "prepare"); err != nil {
-		return nil, err
+	for _, step := range []string{"prepare", fmt.Sprint("prepare ", t.Order)} {
+		if err := x.pass(ctx, step); err != nil {
+			return nil, err
+		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	for _, f := range x.spans {
+		if x.single && f.cause == "" {
+			return nil, fmt.Errorf("order %d is in the way", f.task.Order)
+		}
+	}
 	if x.refuse != nil {
 		return nil, x.refuse
 	}

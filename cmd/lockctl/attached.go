@@ -256,6 +256,9 @@ func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequ
 	// It would be carried out without us: a signal waits until its number is known.
 	s, err := p.openOrder(ctx, req, &waiting{})
 	if err != nil {
+		if errors.Is(err, errNoAnswer) {
+			fmt.Fprintln(p.errs, "lockctl: there may be an order, which goes on until its time is up: see lockctl orders")
+		}
 		return err
 	}
 	defer s.close()
@@ -289,7 +292,10 @@ func (p *program) takeBack(ctx context.Context, s *orderStream, o order) error {
 	if o.ID == 0 {
 		select {
 		case first, ok := <-s.orders:
-			if !ok || first.over() {
+			if !ok {
+				return errors.New("there may be an order, which goes on until its time is up: see lockctl orders")
+			}
+			if first.over() {
 				return nil
 			}
 			o = first
@@ -299,7 +305,7 @@ func (p *program) takeBack(ctx context.Context, s *orderStream, o order) error {
 	}
 	_, err := p.ask(ctx, http.MethodPost, "/v1/orders/thaw", nil, thawRequest{ID: o.ID})
 	if err != nil && !errors.Is(err, errRefused) {
-		return fmt.Errorf("order %d may stand, until its time is up: %w", o.ID, err)
+		return fmt.Errorf("order %d may go on without us, until its time is up; thaw it by another node: %w", o.ID, err)
 	}
 	return nil
 }

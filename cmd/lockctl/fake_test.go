@@ -21,9 +21,11 @@ import (
 //	brief     the time is up as soon as all is frozen
 //	lonely    the node has thawed by itself when it is asked to
 //	dies      the connection breaks when all is frozen
+//	crashes   it breaks while the nodes get ready, and so does the next one for a thaw
 type fakeFreezer struct {
-	mu     sync.Mutex
-	orders map[uint64]*fakeOrder
+	mu      sync.Mutex
+	orders  map[uint64]*fakeOrder
+	crashed bool
 }
 
 type fakeOrder struct {
@@ -46,6 +48,13 @@ func (f *fakeFreezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "POST /v1/orders":
 		f.open(w, r)
 	case "POST /v1/orders/thaw":
+		f.mu.Lock()
+		crashed := f.crashed
+		f.crashed = false
+		f.mu.Unlock()
+		if crashed {
+			panic(http.ErrAbortHandler)
+		}
 		f.end(w, r)
 	case "GET /v1/status":
 		fmt.Fprint(w, `{"name":"n1","role":"leader","ready":true,"executors":true}`)
@@ -104,6 +113,12 @@ func (f *fakeFreezer) open(w http.ResponseWriter, r *http.Request) {
 	}
 	nodes := o.all
 	line("preparing", func() {})
+	if is("crashes") && !req.Attached {
+		f.mu.Lock()
+		f.crashed = true
+		f.mu.Unlock()
+		panic(http.ErrAbortHandler)
+	}
 	if is("fails") {
 		line(stateClosed, func() { o.Reason, o.Why = "failed", "fails: executors are off" })
 		return
