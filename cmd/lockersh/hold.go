@@ -141,8 +141,13 @@ func hold(s *settings) int {
 	b.run()
 	watch(s, j, l, guard)
 	exit := j.Wait()
-	if b != nil && exit.Signaled && guard != nil {
-		guard.strike() // it may have been the runner that was killed, and not the command
+	if b != nil && exit.Signaled {
+		// It may have been the runner that was killed, and not the command.
+		if guard != nil {
+			guard.strike()
+		} else if left := job.KillBelow(); left > 0 {
+			fmt.Fprintf(os.Stderr, "lockersh: %d processes of the command cannot be killed\n", left)
+		}
 	}
 	return b.status(finish(s, exit, l, guard, anchor))
 }
