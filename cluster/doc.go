@@ -51,7 +51,10 @@
 // to it and again every second until the node has reported it done; an order's state
 // only rises, so that a word which is late or comes twice does no harm. A node carries
 // out its part by its Executor, with a goroutine of its own, and reports to the table
-// like any client. Who has asked follows the order at the replica of the node asked, or,
+// like any client. It gets ready for orders in the order of the log, so that of two which
+// are in each other's way the first one wins. A new leader gives the nodes of orders
+// Config.OrderGrace to come by before it calls them away, and none to a server whose
+// process is known to have ended. Who has asked follows the order at the replica of the node asked, or,
 // if that is an agent, at the leader's.
 //
 // # Goroutines
