@@ -46,6 +46,7 @@ var layers = map[string]layer{
 		why:     "whether a process lives has nothing to do with locks, and pidstat runs without a cluster",
 	},
 	"freezer": {
+		ours:    []string{"freezer/checkpoint/self"},
 		modules: []string{"golang.org/x/sys", "github.com/checkpoint-restore/go-criu"},
 		why:     "it acts on its host alone; the cluster reaches it through an interface",
 	},
@@ -54,6 +55,10 @@ var layers = map[string]layer{
 			"golang.org/x/sys", "github.com/checkpoint-restore/go-criu", "github.com/klauspost/compress", "google.golang.org/protobuf",
 		},
 		why: "it saves processes whatever they hold; who holds locks tells it which",
+	},
+	"freezer/checkpoint/self": {
+		modules: []string{"golang.org/x/sys"},
+		why:     "programs have it built in that want to be saved, and none of what saves them",
 	},
 	"job": {
 		modules: []string{"golang.org/x/sys"},
@@ -103,7 +108,7 @@ var layers = map[string]layer{
 		why:  "it is wiring that three commands have in common",
 	},
 	"cmd/...": {
-		ours:    []string{"client", "cmd/internal/freezing", "cluster", "fsm", "freezer", "freezer/checkpoint", "getopt", "job", "pidprobe", "transport"},
+		ours:    []string{"client", "cmd/internal/freezing", "cluster", "fsm", "freezer", "freezer/checkpoint", "freezer/checkpoint/self", "getopt", "job", "pidprobe", "transport"},
 		modules: []string{"*"},
 		why:     "commands are wiring and exit codes: what two of them need belongs in a package",
 	},
