@@ -57,8 +57,9 @@ var layers = map[string]layer{
 		why: "it saves processes whatever they hold; who holds locks tells it which",
 	},
 	"freezer/checkpoint/self": {
+		ours:    []string{"freezer/checkpoint"},
 		modules: []string{"golang.org/x/sys"},
-		why:     "programs have it built in that want to be saved, and none of what saves them",
+		why:     "it is between a program that wants to be saved and what saves it; who holds locks starts both",
 	},
 	"job": {
 		modules: []string{"golang.org/x/sys"},
