@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -394,6 +395,9 @@ func (l *ledger) ask(c *Claim) {
 	l.early = append(l.early, c.again())
 }
 
+// errUnsure says that a hold is over, and that this is all that is known of it.
+var errUnsure = errors.New("that hold is over, and this node was out of touch: whether it was ended by this request, or before it, is not known")
+
 // submit proposes a command until it is answered, ctx ends, or there has been no
 // leader for too long. Whatever the return, the command may yet be carried out.
 func (n *Node) submit(ctx context.Context, cmd fsm.Command, claim *Claim) (fsm.Result, error) {
@@ -405,12 +409,16 @@ func (n *Node) submit(ctx context.Context, cmd fsm.Command, claim *Claim) (fsm.R
 		return fsm.Result{}, n.noLeader()
 	}
 	answered := make(chan fsm.Result, 1)
-	n.ledger.add(&call{command: cmd, claim: claim, finish: func(_ fsm.Ask, res fsm.Result) { answered <- res }})
+	c := &call{command: cmd, claim: claim, finish: func(_ fsm.Ask, res fsm.Result) { answered <- res }}
+	n.ledger.add(c)
 	patience := time.NewTimer(n.cfg.NoLeaderGrace)
 	defer patience.Stop()
 	for {
 		select {
 		case res := <-answered:
+			if c.unsure(res) {
+				return fsm.Result{}, errUnsure
+			}
 			return res, nil
 		case <-ctx.Done():
 			return fsm.Result{}, fmt.Errorf("wait for the cluster's answer: %w", context.Cause(ctx))

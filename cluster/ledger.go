@@ -50,6 +50,7 @@ type ledger struct {
 	route     route
 	routeless time.Time // since when there is no route; zero while there is one
 	node      fsm.Incarnation
+	past      fsm.Incarnation // the last one that is over
 	next      uint64
 	floor     uint64
 	open      map[uint64]*call
@@ -215,10 +216,6 @@ func (l *ledger) answer(ask fsm.Ask, res fsm.Result) {
 		l.renumber(c)
 		l.mu.Unlock()
 		return
-	case res.Code == fsm.NotHeld && c.again && c.releases():
-		// By our own first request, as far as anybody can tell: its answer went with
-		// the incarnation that made it.
-		res.Code = fsm.Done
 	case res.Code == fsm.Done && c.acquires():
 		// The answer to a repeated request that was granted or queued before, and is
 		// over. No one here has been told of that yet.
@@ -255,9 +252,15 @@ func (c *call) acquires() bool {
 	return ok && !c.claim.ended
 }
 
-func (c *call) releases() bool {
-	_, ok := c.command.(fsm.Release)
-	return ok
+// unsure reports whether nobody can tell what a result means: the hold that was to be
+// ended is over, and may have been ended by this command, asked for before under an
+// incarnation whose answers have gone with it, or by something else before that.
+func (c *call) unsure(res fsm.Result) bool {
+	switch c.command.(type) {
+	case fsm.Release, fsm.Break:
+		return res.Code == fsm.NotHeld && c.again
+	}
+	return false
 }
 
 // close takes a command off the open ones.
@@ -277,8 +280,10 @@ func (l *ledger) renumber(c *call) {
 	l.number()
 }
 
+// joined takes the answer to a request to join. One to an earlier such request may come
+// again, by another leader, when what it says is over.
 func (l *ledger) joined(res fsm.Result) {
-	if l.node != 0 {
+	if l.node != 0 || res.Node != 0 && res.Node <= l.past {
 		return
 	}
 	if res.Node == 0 {
@@ -325,6 +330,7 @@ func (l *ledger) rejoin() {
 	for _, c := range l.claims {
 		l.adrift[c.ask] = c
 	}
+	l.past = l.node
 	l.reset()
 	l.sendJoin()
 	select {

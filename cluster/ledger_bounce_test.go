@@ -69,3 +69,20 @@ func TestACommandIsSentAgainByTheNextRoute(t *testing.T) {
 	next.begin()
 	next.await(t, "taken", &next.taken)
 }
+
+// The first request to join is answered twice, the second time when the incarnation that
+// it was given is over. Under that one nothing must be asked any more: numbers would come
+// again, and old answers would be taken for those to new requests.
+func TestALateAnswerToAJoin(t *testing.T) {
+	l := newLedger("n")
+	l.answer(fsm.Ask{}, fsm.Result{Node: 1})
+	l.givenUp(1)
+	l.answer(fsm.Ask{}, fsm.Result{Node: 1})
+	if inc := l.incarnation(); inc != 0 {
+		t.Errorf("joined as %d again", inc)
+	}
+	l.answer(fsm.Ask{}, fsm.Result{Node: 2})
+	if inc := l.incarnation(); inc != 2 {
+		t.Errorf("joined as %d, want 2", inc)
+	}
+}

@@ -196,13 +196,24 @@ func (n *Node) watchLeader() {
 	t := time.NewTicker(pingInterval)
 	defer t.Stop()
 	for {
-		addr, id := n.raft.LeaderWithID()
-		n.setLeader(peerLeader{ID: string(id), Addr: string(addr), Term: n.raft.CurrentTerm()})
+		n.setLeader(n.elected())
 		select {
 		case <-n.ctx.Done():
 			return
 		case <-ch:
 		case <-t.C:
+		}
+	}
+}
+
+// elected is the leader as Raft knows it, with its own term and no other: Raft forgets a
+// leader before it goes on to the next term.
+func (n *Node) elected() peerLeader {
+	for {
+		term := n.raft.CurrentTerm()
+		addr, id := n.raft.LeaderWithID()
+		if n.raft.CurrentTerm() == term {
+			return peerLeader{ID: string(id), Addr: string(addr), Term: term}
 		}
 	}
 }

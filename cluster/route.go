@@ -42,10 +42,11 @@ func (n *Node) leaderChanged() <-chan struct{} {
 	return n.changed
 }
 
-// setLeader notes a new leader and directs commands there.
+// setLeader notes a new leader and directs commands there. What an agent is told of an
+// earlier term is not news: it hears of leaders by all its links at once.
 func (n *Node) setLeader(p peerLeader) {
 	n.mu.Lock()
-	if n.lead == p {
+	if n.lead == p || n.cfg.Agent && p.Term < n.lead.Term {
 		n.mu.Unlock()
 		return
 	}
@@ -67,10 +68,10 @@ func (n *Node) missed() {
 	}
 }
 
-// heardLeader takes a server's word on who leads. Only agents need it; the word
-// of an earlier term, or of a server that has lost its leader, is not news.
+// heardLeader takes a server's word on who leads. Only agents need it; that of a
+// server that has lost its leader is not news.
 func (n *Node) heardLeader(p peerLeader) {
-	if n.cfg.Agent && p.ID != "" && p.Term >= n.leader().Term {
+	if n.cfg.Agent && p.ID != "" {
 		n.setLeader(p)
 	}
 }

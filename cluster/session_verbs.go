@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/lockerd/lockerd/fsm"
@@ -231,7 +232,7 @@ func (s *session) cancelLast() bool {
 		return false
 	}
 	_, err := s.node.Submit(s.ctx, fsm.Release{Owner: h.request.User, Fence: h.fence})
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnsure) {
 		return s.refuse(fault(err))
 	}
 	s.drop(h)

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -336,14 +337,13 @@ func (c *simClient) release(ctx context.Context, rel fsm.Release) (res fsm.Resul
 	sure = true
 	for ctx.Err() == nil {
 		try, cancel := context.WithTimeout(ctx, 20*time.Second)
-		n := c.chaos.pick(c.rng)
-		inc := n.ledger.incarnation()
-		res, err := n.Submit(try, rel)
+		res, err := c.chaos.pick(c.rng).Submit(try, rel)
 		cancel()
 		if err == nil {
-			// A node that was given up meanwhile has asked twice, and cannot tell what its
-			// own first request has ended from what was over before.
-			return res, sure && n.ledger.incarnation() == inc
+			return res, sure
+		}
+		if errors.Is(err, errUnsure) {
+			c.chaos.check.tally("unsure")
 		}
 		sure = false
 		c.risky = true

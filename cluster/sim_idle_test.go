@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,4 +68,25 @@ func (n *Node) knows(inc fsm.Incarnation) (known bool) {
 		known = slices.ContainsFunc(m.Nodes(), func(node fsm.Node) bool { return node.Incarnation == inc })
 	})
 	return known
+}
+
+// TestAnAgentHearsOfTheLatestLeader tells an agent of two leaders at once, by two of its
+// links, as after an election: it must not end up with the earlier one.
+func TestAnAgentHearsOfTheLatestLeader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 0)
+		defer s.close()
+		s.configure = simAgent
+		s.peers = []Server{{ID: "n1", Addr: "n1:1"}}
+		n := s.start("agent")
+		for term := uint64(2); term < 4000; term += 2 {
+			var links sync.WaitGroup
+			links.Go(func() { n.heardLeader(peerLeader{ID: "n1", Term: term}) })
+			links.Go(func() { n.heardLeader(peerLeader{ID: "n2", Term: term + 1}) })
+			links.Wait()
+			if got := n.leader(); got.Term != term+1 {
+				t.Fatalf("told of leaders of the terms %d and %d, and takes that of %d", term, term+1, got.Term)
+			}
+		}
+	})
 }
