@@ -76,6 +76,7 @@ func TestAnAgentHearsOfTheLatestLeader(t *testing.T) {
 		s := newSim(t, 0)
 		defer s.close()
 		s.configure = simAgent
+		s.peers = []Server{{ID: "n1", Addr: "n1:1"}, {ID: "n2", Addr: "n2:1"}}
 		n := s.start("agent")
 		n.heardLeader(peerLeader{ID: "n2", Term: 7})
 		n.setLeader(peerLeader{ID: "n1", Term: 6})
