@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -291,12 +292,30 @@ func TestThroughAPipe(t *testing.T) {
 func TestCompressionHalves(t *testing.T) {
 	t.Parallel()
 	need(t)
-	j := begin(t, "threads")
-	_, plain := j.save(t, func(o *Order) { o.Signal = 0 })
-	_, packed := j.save(t, func(o *Order) { o.Signal, o.Compress = 0, true })
-	t.Logf("%d bytes, with zstd %d", plain.Size, packed.Size)
-	if packed.Size*2 > plain.Size {
-		t.Errorf("%d bytes became %d", plain.Size, packed.Size)
+	for _, c := range []struct {
+		name  string
+		begin func(*testing.T) *job
+	}{
+		{"Go", func(t *testing.T) *job { return begin(t, "threads") }},
+		{"Python", func(t *testing.T) *job {
+			if _, err := exec.LookPath("python3"); err != nil {
+				t.Skip("there is no Python to compress: ", err)
+			}
+			return shell(t, `exec python3 -c 'import json, time
+words = {str(i): [i, str(i) * 3] for i in range(100000)}
+print(len(json.dumps(words)), flush=True)
+time.sleep(1000)'`)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			j := c.begin(t)
+			_, plain := j.save(t, func(o *Order) { o.Signal = 0 })
+			_, packed := j.save(t, func(o *Order) { o.Signal, o.Compress = 0, true })
+			t.Logf("%d bytes, with zstd %d", plain.Size, packed.Size)
+			if packed.Size*2 > plain.Size {
+				t.Errorf("%d bytes became %d", plain.Size, packed.Size)
+			}
+		})
 	}
 }
 

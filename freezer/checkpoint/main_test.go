@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -29,6 +31,7 @@ var roles = map[string]func(args []string){
 	"count":   count,
 	"threads": threads,
 	"memory":  memory,
+	"sums":    sums,
 	"talk":    talk,
 	"writer":  requester,
 	"restart": restarter,
@@ -313,6 +316,18 @@ func memory(args []string) {
 			}
 		}
 		data[n%len(data)]++
+	}
+}
+
+// sums says the sum of so many megabytes of memory over and over, reading all of them.
+func sums(args []string) {
+	megabytes, _ := strconv.Atoi(args[0])
+	data := make([]byte, megabytes<<20)
+	source := rand.NewChaCha8([32]byte{})
+	_, _ = source.Read(data)
+	for n := 1; ; n++ {
+		fmt.Printf("%d %08x\n", n, crc32.Checksum(data, castagnoli))
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -3,7 +3,9 @@ package checkpoint
 import (
 	"context"
 	"errors"
+	"flag"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,6 +44,27 @@ func TestACheckpointedJobRunsOn(t *testing.T) {
 	at := j.number()
 	restart(t, Plan{File: file})
 	j.await(t, "the restarted job to count", func() bool { return j.number() != at })
+}
+
+var roundTrip = flag.Int("roundtrip", 100, "megabytes of the process of TestMemoryComesBack")
+
+func TestMemoryComesBack(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "sums", strconv.Itoa(*roundTrip))
+	file, r := j.save(t)
+	if r.Size < int64(*roundTrip)<<20 {
+		t.Errorf("random memory of %d MB is in a file of %d bytes", *roundTrip, r.Size)
+	}
+	restart(t, Plan{File: file})
+	j.goesOn(t)
+	seen := map[string]bool{}
+	for _, line := range j.lines() {
+		seen[strings.Fields(line)[1]] = true
+	}
+	if len(seen) != 1 {
+		t.Errorf("its sum was one of %v", seen)
+	}
 }
 
 func TestPreflight(t *testing.T) {
