@@ -61,10 +61,14 @@ func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operatio
 	ended := map[uint64]bool{}          // fences whose ends are somebody's operation
 	byName := map[string]bool{}         // breakers whose doing is somebody's operation
 	calls := map[string]history.Op{}    // by user: the call of the acquire whose end is unknown
+	broken := map[uint64]bool{} // fences whose holds somebody was told to have broken
 	for _, p := range pairs {
 		if granted(p) {
 			told[p.Return.Fence] = true
 			asked[p.Return.Fence] = p.Call.Time
+		}
+		if p.Call.F == history.Break && p.Type() == history.OK {
+			broken[p.Call.Fence] = true
 		}
 	}
 	queues := places(pairs)
@@ -96,7 +100,7 @@ func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operatio
 			}
 			add(p, p.Call.Locks, in, out, end)
 		case history.Break:
-			breaks(p, a, ended, byName, add)
+			breaks(p, a, broken, ended, byName, add)
 		case history.Read:
 			if p.Type() == history.OK {
 				add(p, p.Call.Locks[:1], model.Input{Kind: model.Read}, model.Output{Owner: p.Return.Owner}, p.End())
@@ -215,7 +219,7 @@ func acquire(p history.Pair, a *audit, told map[uint64]bool, calls map[string]hi
 	}
 }
 
-func breaks(p history.Pair, a *audit, ended map[uint64]bool, byName map[string]bool, add adder) {
+func breaks(p history.Pair, a *audit, broken, ended map[uint64]bool, byName map[string]bool, add adder) {
 	if f := p.Call.Fence; f != 0 {
 		in := model.Input{Kind: model.Expire, Client: "janitor", Token: f, Owner: p.Call.Owner}
 		end, out := p.End(), model.Output{}
@@ -228,7 +232,7 @@ func breaks(p history.Pair, a *audit, ended map[uint64]bool, byName map[string]b
 			out.Status = model.NotHeld
 		case seen && !ours:
 			return
-		case ours:
+		case ours && !broken[f] && !ended[f]: // no other break of the same hold was it
 			end = max(e.Time, p.Call.Time)
 			ended[f] = true
 		default:

@@ -328,3 +328,22 @@ func TestGrowth(t *testing.T) {
 		}
 	}
 }
+
+// A break whose outcome nobody knows, and then another one of the same hold that is told to
+// have ended it: only one of them did.
+func TestBrokenOnce(t *testing.T) {
+	s := tell()
+	s.get(0, "a", 1)
+	brk := history.Op{Process: 9, Type: history.Invoke, F: history.Break, Locks: []string{"l"}, Owner: "a", Fence: 1, Value: "janitor"}
+	for _, end := range []history.Type{history.Info, history.OK} {
+		brk.Type = history.Invoke
+		s.add(brk)
+		brk.Type = end
+		s.add(brk)
+	}
+	s.event("released", "l", "a", 1, "broken")
+	s.get(1, "b", 2)
+	if v := verdictOf(t, s, Linearizable); v != Pass {
+		t.Errorf("%s", v)
+	}
+}

@@ -167,13 +167,22 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 	}
 	if err == nil {
 		_ = sleep(ctx, afterwards)
-		// A short run may have had no moment for an order of all nodes, or the like.
-		for until := time.Now().Add(workTime); !check.Worked(s.Workload, s.rec.Ops()) && time.Now().Before(until) && ctx.Err() == nil; {
+		// A short run may have had no moment for an order of all nodes, or the like; or all
+		// locks are held still by processes whose death is to be noticed.
+		for until := time.Now().Add(workTime); !s.done(end.Healed) && time.Now().Before(until) && ctx.Err() == nil; {
 			_ = sleep(ctx, lookEvery)
 		}
 	}
 	stopClients()
 	return errors.Join(err, <-worked, ctx.Err())
+}
+
+// done says whether clients have done what they are for, and got a lock since all is healed.
+func (s *session) done(healed time.Duration) bool {
+	ops := s.rec.Ops()
+	return check.Worked(s.Workload, ops) && slices.ContainsFunc(ops, func(op history.Op) bool {
+		return op.F == history.Acquire && op.Type == history.OK && op.Time > healed
+	})
 }
 
 // recovered waits until all nodes serve. That they do not is a finding, no error.
