@@ -22,9 +22,9 @@ var (
 	// ErrUnstoppable is returned when something did not stop, and partial freezes
 	// are not allowed. The Report says what.
 	ErrUnstoppable = errors.New("something cannot be stopped")
-	// ErrRestless is returned when new running processes were found for so long that
-	// the search was given up.
-	ErrRestless = errors.New("new processes keep appearing")
+	// ErrRestless is returned when processes appeared, or ended, for so long that the
+	// search for the last one was given up.
+	ErrRestless = errors.New("processes come and go, and do not come to rest")
 	// ErrHeld is returned when another guard has frozen something of the same.
 	ErrHeld = errors.New("already frozen by another guard")
 	// ErrGuardLost is returned when the guard has been killed. What it had frozen is

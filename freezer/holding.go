@@ -113,9 +113,7 @@ func (w *walkHolding) freeze(ctx context.Context, note func(...entry) error, r *
 	w.walk.note, w.walk.report = note, r
 	err := w.walk.freeze(ctx)
 	r.Rounds = w.walk.rounds
-	for _, b := range w.walk.batches {
-		r.Processes += len(b)
-	}
+	r.Processes += w.walk.held()
 	if err != nil {
 		return err
 	}

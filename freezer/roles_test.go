@@ -218,8 +218,13 @@ func playParent(args []string) {
 
 var first = os.Getpid()
 
-// playVfork waits in uninterruptible sleep for a child that never executes anything.
-func playVfork([]string) {
+// playVfork waits in uninterruptible sleep for a child that never executes anything:
+// its only thread, or with an argument one of several, and not the first.
+func playVfork(args []string) {
+	if len(args) > 0 {
+		go playVfork(nil)
+		untilClosed()
+	}
 	fmt.Println("ready")
 	const cloneVfork = 0x4000
 	pid, _, _ := syscall.RawSyscall6(syscall.SYS_CLONE, cloneVfork|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)

@@ -44,9 +44,12 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 		case KindTree, KindProcesses:
 			for _, pid := range t.PIDs {
 				st, err := s.proc.stat(int32(pid))
+				process := s.proc.status(int32(pid), "Tgid")
 				switch {
 				case err != nil || st.ended():
 					return fmt.Errorf("%w: there is no process %d", ErrNoTarget, pid)
+				case process != 0 && process != st.pid: // /proc has it, though it does not list it
+					return fmt.Errorf("%w: there is no process %d, that is a thread of process %d", ErrNoTarget, pid, process)
 				case st.flags&kernelThread != 0:
 					return fmt.Errorf("%w: process %d is a thread of the kernel", ErrOrder, pid)
 				case t.Kind == KindProcesses && slices.Contains(s.listed, st.pid):
@@ -89,6 +92,16 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 		}
 	}
 	return nil
+}
+
+// deserted says whether all processes have ended that the order names.
+func (s *scope) deserted() bool {
+	for pid, start := range s.named {
+		if st, err := s.proc.stat(pid); err == nil && !st.ended() && st.start == start {
+			return false
+		}
+	}
+	return true
 }
 
 // populated says whether a session has a process.

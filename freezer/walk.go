@@ -32,6 +32,8 @@ type walk struct {
 	zombies map[int32]uint64 // number to start, of the pass before
 	traced  []int32          // found to be held by a tracer in the last pass
 	others  []stat           // found to be stopped by others in the last pass
+	restive []stat           // those of them that have threads which are not
+	unrest  string           // what else has kept the last pass from being the last
 	rounds  int
 	report  *Report
 
@@ -63,33 +65,87 @@ func (m *member) entry() entry { return entry{kind: entryPID, pid: m.pid, start:
 func (w *walk) freeze(ctx context.Context) error {
 	w.until = time.Now().Add(w.order.within())
 	w.alive = map[int32]*member{}
-	for {
+	for pause := firstPause; ; {
 		w.rounds++
 		fresh, settled, err := w.pass()
 		if err != nil {
 			return err
 		}
-		if len(fresh) == 0 && settled {
-			if fresh = w.loose(); len(fresh) == 0 {
-				if err := w.checkTraced(); err != nil {
-					return err
-				}
-				w.frozen = true
-				return nil
+		late := time.Now().After(w.until)
+		if ctx.Err() != nil || late && len(fresh) > 0 {
+			closeAll([][]*member{fresh})
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
+			return fmt.Errorf("%w: the last of %d passes found %d new ones", ErrRestless, w.rounds, len(fresh))
 		}
-		if ctx.Err() != nil {
-			closeAll([][]*member{fresh})
-			return context.Cause(ctx)
+		if len(fresh) > 0 {
+			if err := w.stop(ctx, fresh); err != nil {
+				return err
+			}
+			pause = firstPause
+			continue
 		}
-		if time.Now().After(w.until) {
-			closeAll([][]*member{fresh})
-			return fmt.Errorf("%w: the last of %d passes found %d", ErrRestless, w.rounds, len(fresh))
+		if settled && (late || len(w.restive) == 0) {
+			loose := w.loose()
+			if len(loose) == 0 {
+				return w.arrive()
+			}
+			if err := w.again(ctx, loose, late); err != nil {
+				return err
+			}
+		} else if late {
+			return fmt.Errorf("%w: in the last of %d passes %s", ErrRestless, w.rounds, w.unrest)
 		}
-		if err := w.stop(ctx, fresh); err != nil {
+		// What is waited for needs a processor, and ours come before all others'.
+		time.Sleep(pause)
+		pause = min(2*pause, mostPause)
+	}
+}
+
+// again stops members that others have continued. late says that there is no more time
+// for that.
+func (w *walk) again(ctx context.Context, loose []*member, late bool) error {
+	if !late {
+		return w.stop(ctx, loose)
+	}
+	for _, m := range loose {
+		m.stuck = "is continued by somebody again and again"
+		s, _ := readStat(m.fds.stat)
+		if err := w.miss(&s, m.pid, m.stuck); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// arrive is the end of a freeze: nothing runs that could be stopped.
+func (w *walk) arrive() error {
+	for i := range w.restive {
+		s := &w.restive[i]
+		if err := w.miss(s, s.pid, "was stopped by somebody else, and not all of its threads have"); err != nil {
+			return err
+		}
+	}
+	if err := w.checkTraced(); err != nil {
+		return err
+	}
+	if len(w.alive) == 0 && !w.chains() && w.deserted() {
+		return fmt.Errorf("%w: all that was named has ended", ErrNoTarget)
+	}
+	w.frozen = true
+	return nil
+}
+
+// miss notes that a process does not stop, which is an error unless the order allows it.
+func (w *walk) miss(s *stat, pid int32, why string) error {
+	p := w.describe(s, why)
+	p.PID = int(pid) // the stat is empty if the process has just ended
+	w.report.miss(p)
+	if w.order.Partial {
+		return nil
+	}
+	return fmt.Errorf("%w: process %d (%s) %s", ErrUnstoppable, pid, p.Name, why)
 }
 
 // pass looks at all processes but those that are stopped, and returns those that run.
@@ -133,9 +189,15 @@ func (w *walk) pass() (fresh []*member, settled bool, err error) {
 		return nil, false, err
 	}
 	// Those that were left out have been there all the time if they are now.
-	settled = w.bury() == 0 && !(w.chains() && after < before)
-	fresh, ok, err := w.choose(table)
-	return fresh, settled && ok, err
+	dead, wrapped := w.bury(), w.chains() && after < before
+	fresh, settled, err = w.choose(table)
+	switch {
+	case dead > 0:
+		w.unrest = fmt.Sprintf("%d that had been stopped were killed", dead)
+	case wrapped:
+		w.unrest = "process numbers began anew"
+	}
+	return fresh, settled && dead == 0 && !wrapped, err
 }
 
 // choose returns the processes of a table that have to be stopped.
@@ -146,20 +208,25 @@ func (w *walk) choose(table []sighting) (fresh []*member, settled bool, err erro
 		parents[pid] = m.parent
 	}
 	zombies := map[int32]uint64{}
-	w.traced, w.others = nil, nil
+	w.traced, w.others, w.restive = nil, nil, nil
+	unsettle := func(pid int32, what string) {
+		settled, w.unrest = false, fmt.Sprintf("process %d %s", pid, what)
+	}
 	marks := w.chosen(table, parents)
 	for i := range table {
 		p := &table[i]
 		switch {
 		case p.gone:
-			settled = settled && !w.chains()
+			if w.chains() {
+				unsettle(p.pid, "ended")
+			}
 			continue
 		case !marks[i] || w.sparing(&p.stat):
 			p.fds.close()
 			continue
 		case p.ended():
-			if zombies[p.pid] = p.start; w.zombies[p.pid] != p.start {
-				settled = settled && !w.chains()
+			if zombies[p.pid] = p.start; w.zombies[p.pid] != p.start && w.chains() {
+				unsettle(p.pid, "had ended")
 			}
 			p.fds.close()
 			continue
@@ -170,7 +237,7 @@ func (w *walk) choose(table []sighting) (fresh []*member, settled bool, err erro
 			}
 			w.others = append(w.others, p.stat)
 			if quiet, _ := w.stopped(&p.stat); !quiet {
-				settled = false
+				w.restive = append(w.restive, p.stat)
 			}
 			p.fds.close()
 			continue
@@ -182,7 +249,7 @@ func (w *walk) choose(table []sighting) (fresh []*member, settled bool, err erro
 			}
 			if err != nil || now.start != p.start {
 				fds.close()
-				settled = false
+				unsettle(p.pid, "could be read, and not opened")
 				continue
 			}
 			p.fds = fds
@@ -329,11 +396,13 @@ func (w *walk) signal(level []*member) error {
 	return nil
 }
 
+// Between two looks the pauses grow from the first to the longest.
+const firstPause, mostPause = 50 * time.Microsecond, 2 * time.Millisecond
+
 // settle waits until processes that were signalled have stopped.
 func (w *walk) settle(ctx context.Context, members []*member) error {
 	waiting := members
-	const first, most = 50 * time.Microsecond, 2 * time.Millisecond
-	for pause := first; ; pause = min(2*pause, most) {
+	for pause := firstPause; ; pause = min(2*pause, mostPause) {
 		if !w.sample(waiting) && time.Since(waiting[0].told) < w.order.patience() {
 			// They need the processors that looking at all of them would take.
 			if ctx.Err() != nil {
@@ -354,9 +423,8 @@ func (w *walk) settle(ctx context.Context, members []*member) error {
 			switch {
 			case m.quiet || m.stuck != "":
 			case w.giveUp(m, &states[i]):
-				w.report.miss(w.describe(&states[i], m.stuck))
-				if !w.order.Partial {
-					return fmt.Errorf("%w: process %d (%s) %s", ErrUnstoppable, m.pid, w.proc.name(m.pid), m.stuck)
+				if err := w.miss(&states[i], m.pid, m.stuck); err != nil {
+					return err
 				}
 			default:
 				left = append(left, m)
@@ -468,9 +536,11 @@ func (w *walk) checkTraced() error {
 		if tracer != 0 { // it is in our pid namespace
 			why += ", process " + strconv.Itoa(int(tracer))
 		}
-		w.report.miss(w.describe(&s, why))
-		if !w.order.Partial {
-			return fmt.Errorf("%w: process %d (%s) %s", ErrUnstoppable, pid, w.proc.name(pid), why)
+		if m := w.alive[pid]; m != nil {
+			m.stuck = why
+		}
+		if err := w.miss(&s, pid, why); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -496,6 +566,16 @@ func (w *walk) checkHeld(guards []record) error {
 		}
 	}
 	return nil
+}
+
+// held counts the members that have stopped.
+func (w *walk) held() (n int) {
+	for _, m := range w.alive {
+		if m.stuck == "" {
+			n++
+		}
+	}
+	return n
 }
 
 func (w *walk) describe(s *stat, why string) Process {

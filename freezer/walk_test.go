@@ -281,7 +281,7 @@ func TestUnstoppable(t *testing.T) {
 	}
 	o.Partial = true
 	g, r := freeze(t, o)
-	if r.Running != 1 || stateOf(other.pid()) != "T" {
+	if r.Running != 1 || r.Processes != 1 || stateOf(other.pid()) != "T" {
 		t.Errorf("the report is %+v, and the other is in state %s", r, stateOf(other.pid()))
 	}
 	thaw(t, g)
@@ -299,18 +299,132 @@ func TestUnstoppable(t *testing.T) {
 	}
 }
 
+// /proc has threads as well, though it does not list them.
+func TestThreadIsNoProcess(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "leaderless")
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", a.pid()))
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("the threads of process %d are %v: %v", a.pid(), tasks, err)
+	}
+	thread := must(strconv.Atoi(tasks[1].Name()))
+	want := fmt.Sprintf("there is no process %d, that is a thread of process %d", thread, a.pid())
+	for _, target := range []Target{Processes(thread), Processes(a.pid(), thread), Tree(thread)} {
+		o := Order{Targets: []Target{target}}
+		if _, err := start(t).Freeze(context.Background(), o); !errors.Is(err, ErrNoTarget) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %s", target, err, want)
+		}
+		if _, err := Survey(o); !errors.Is(err, ErrNoTarget) {
+			t.Errorf("Survey of %v: %v", target, err)
+		}
+	}
+	if _, err := start(t).Freeze(context.Background(), Order{Targets: []Target{Session(thread)}}); !errors.Is(err, ErrNoTarget) {
+		t.Errorf("a session: %v", err)
+	}
+	if n := stopped(t); n > 0 {
+		t.Errorf("%d processes are left stopped", n)
+	}
+}
+
+// walkOf is what a guard does, without the guard.
+func walkOf(t *testing.T, o *Order) *walk {
+	t.Helper()
+	s, err := newScope(o, os.Getpid(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &walk{scope: s, order: o, report: &Report{}, note: func(...entry) error { return nil }}
+	t.Cleanup(func() {
+		if err := w.thaw(); err != nil {
+			t.Error(err)
+		}
+		w.close()
+	})
+	return w
+}
+
+// Who ends between the look at the order and the freeze is not frozen.
+func TestEndsBeforeTheFreeze(t *testing.T) {
+	needIsolation(t)
+	for _, target := range []func(int) Target{Tree, func(pid int) Target { return Processes(pid) }} {
+		a := act(t, "sleepers 0")
+		w := walkOf(t, &Order{Targets: []Target{target(a.pid())}})
+		a.kill()
+		if err := w.freeze(t.Context()); !errors.Is(err, ErrNoTarget) {
+			t.Errorf("%v: %v", target(a.pid()), err)
+		}
+	}
+}
+
+// Somebody else has stopped it, and one of its threads cannot stop. There is nothing to
+// do but to wait: with pauses, as a guard has priority over everybody.
+func TestStoppedButForAThread(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "vfork thread")
+	await(t, "uninterruptible sleep", func() bool { return stateOf(a.pid()) == "D" })
+	_ = syscall.Kill(a.pid(), syscall.SIGSTOP)
+	await(t, "the stop of the first thread", func() bool {
+		s, err := parseStat(must(os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.pid()))))
+		return err == nil && s.state == 'T'
+	})
+	o := Order{Targets: []Target{Processes(a.pid())}, Within: 200 * time.Millisecond}
+	w := walkOf(t, &o)
+	err := w.freeze(t.Context())
+	if !errors.Is(err, ErrUnstoppable) || !strings.Contains(err.Error(), fmt.Sprintf("process %d ", a.pid())) {
+		t.Errorf("the error is %v", err)
+	}
+	if w.rounds > 120 { // one in two milliseconds, and a few that come faster
+		t.Errorf("%d passes in %v", w.rounds, o.Within)
+	}
+	o.Partial = true
+	g, r := freeze(t, o)
+	if r.Processes != 0 || r.Running != 1 || len(r.Unstoppable) != 1 || r.Unstoppable[0].PID != a.pid() {
+		t.Errorf("the report is %+v", r)
+	}
+	thaw(t, g)
+}
+
+// Somebody continues it whenever it has stopped.
+func TestContinuedAgainAndAgain(t *testing.T) {
+	needIsolation(t)
+	a := act(t, "sleepers 0")
+	over, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				_ = syscall.Kill(a.pid(), syscall.SIGCONT)
+			}
+		}
+	}()
+	defer func() {
+		close(over)
+		<-ended
+	}()
+	w := walkOf(t, &Order{Targets: []Target{Processes(a.pid())}, Within: 200 * time.Millisecond})
+	err := w.freeze(t.Context())
+	if err == nil { // it has been continued since
+		w.inspect()
+		if w.loosed != 1 {
+			t.Errorf("frozen, and %d run", w.loosed)
+		}
+		return
+	}
+	if !errors.Is(err, ErrUnstoppable) || !strings.Contains(err.Error(), fmt.Sprintf("process %d ", a.pid())) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // For each that is stopped there is a new one, for ever.
 func TestRestless(t *testing.T) {
 	needIsolation(t)
 	act(t, "sleepers 3")
 	o := machine()
 	o.Within, o.Patience = 200*time.Millisecond, 30*time.Second
-	s, err := newScope(&o, os.Getpid(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &walk{scope: s, order: &o, report: &Report{}}
-	defer w.close()
+	w := walkOf(t, &o)
 	w.note = func(...entry) error { return exec.Command("sleep", "1000").Start() }
 	if err := w.freeze(t.Context()); !errors.Is(err, ErrRestless) || w.rounds < 2 {
 		t.Errorf("after %d rounds the error is %v", w.rounds, err)
