@@ -61,7 +61,7 @@ func Operations(pairs []history.Pair, a *audit, loses bool) []porcupine.Operatio
 	ended := map[uint64]bool{}          // fences whose ends are somebody's operation
 	byName := map[string]bool{}         // breakers whose doing is somebody's operation
 	calls := map[string]history.Op{}    // by user: the call of the acquire whose end is unknown
-	broken := map[uint64]bool{} // fences whose holds somebody was told to have broken
+	broken := map[uint64]bool{}         // fences whose holds somebody was told to have broken
 	for _, p := range pairs {
 		if granted(p) {
 			told[p.Return.Fence] = true
