@@ -73,6 +73,15 @@ func (p *webPort) admin(r *http.Request) (by string, err error) {
 	return name + "@" + host, nil
 }
 
+// stranger says of somebody who may not give orders what is known: the user, by the kernel's
+// word, or the address.
+func stranger(r *http.Request) string {
+	if c, ok := r.Context().Value(callerKey{}).(caller); ok {
+		return "uid" + strconv.Itoa(int(c.uid))
+	}
+	return r.RemoteAddr
+}
+
 // ListenAdmin opens the admin socket, which nobody but root and this program's own user
 // can connect to. What a dead node has left at the path is replaced; a node that
 // serves there is not.

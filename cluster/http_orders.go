@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -37,7 +38,7 @@ func (p *webPort) orders(w http.ResponseWriter, r *http.Request) {
 func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
 	by, err := p.admin(r)
 	if err != nil {
-		p.log.Warn("order refused", "from", r.RemoteAddr, "reason", err)
+		p.log.Warn("order refused", "by", stranger(r), "reason", err)
 		fail(w, http.StatusForbidden, err)
 		return
 	}
@@ -56,12 +57,16 @@ func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeoutCause(r.Context(), httpWait, fmt.Errorf("no answer within %v", httpWait))
 	id, err := p.node.OpenOrder(ctx, req, by)
 	cancel()
-	p.log.Info("order", "id", id, "action", req.Action, "nodes", req.Nodes, "all", req.All, "by", by,
-		"timeout_ms", req.TimeoutMS, "attached", req.Attached, "fence", req.Fence, "error", err)
+	asked := []any{
+		"action", req.Action, "by", by, "nodes", req.Nodes, "all", req.All,
+		"timeout_ms", req.TimeoutMS, "attached", req.Attached, "fence", req.Fence,
+	}
 	if err != nil {
+		p.refused("order", err, asked)
 		failAdmin(w, err)
 		return
 	}
+	p.log.Info("order opened", append(asked, "order", id)...)
 	if !p.stream(w, r, id, req.Attached) {
 		p.node.AbandonOrder(id)
 	}
@@ -109,7 +114,7 @@ func (p *webPort) stream(w http.ResponseWriter, r *http.Request, id uint64, atta
 func (p *webPort) thawOrders(w http.ResponseWriter, r *http.Request) {
 	by, err := p.admin(r)
 	if err != nil {
-		p.log.Warn("thaw refused", "from", r.RemoteAddr, "reason", err)
+		p.log.Warn("thaw refused", "by", stranger(r), "reason", err)
 		fail(w, http.StatusForbidden, err)
 		return
 	}
@@ -125,10 +130,22 @@ func (p *webPort) thawOrders(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), httpWait)
 	defer cancel()
 	list, err := p.node.Thaw(ctx, req, by)
-	p.log.Info("thaw", "id", req.ID, "node", req.Node, "all", req.All, "action", req.Action, "by", by, "ended", len(list), "error", err)
+	asked := []any{"action", req.Action, "by", by, "order", req.ID, "node", req.Node, "all", req.All}
 	if err != nil {
+		p.refused("thaw", err, asked)
 		failAdmin(w, err)
 		return
 	}
+	p.log.Info("thaw", append(asked, "ended", len(list))...)
 	answer(w, http.StatusOK, OrderList{Orders: list})
+}
+
+// refused logs what the cluster does not do, in the words in which a node does that of its
+// part, or of which nobody knows whether it does.
+func (p *webPort) refused(what string, err error, asked []any) {
+	text := what + " without an answer"
+	if no := Refusal(""); errors.As(err, &no) {
+		text = what + " refused"
+	}
+	p.log.Warn(text, append(asked, "reason", err)...)
 }

@@ -12,8 +12,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +33,27 @@ type orderFarm struct {
 	execs map[string]*fakeExecutor
 	paths map[string]string // of admin sockets
 	urls  map[string]string // of HTTP ports
+	log   logged            // of these and the sockets
+}
+
+// logged is what was logged.
+type logged struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// take is what was logged since it was asked for last.
+func (l *logged) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer l.b.Reset()
+	return l.b.String()
 }
 
 func newOrderFarm(t *testing.T) *orderFarm {
@@ -87,7 +110,7 @@ func (s *orderFarm) exec(name string) *fakeExecutor {
 func (s *orderFarm) serve(n *Node, path string, configure func(*http.Server)) {
 	s.t.Helper()
 	h := httptest.NewUnstartedServer(nil)
-	h.Config = NewHTTPServer(n, hclog.NewNullLogger())
+	h.Config = NewHTTPServer(n, hclog.New(&hclog.LoggerOptions{Output: &s.log}))
 	configure(h.Config)
 	h.Start()
 	s.t.Cleanup(h.Close)
@@ -269,6 +292,7 @@ func TestHTTPOrdersRefused(t *testing.T) {
 		if code, body := post(t, s.urls["n1"]+path, good); code != 403 || !strings.Contains(body, "the admin socket, on host ") || !strings.Contains(body, s.paths["n1"]+", as root") {
 			t.Errorf("%s over TCP: %d %s", path, code, body)
 		}
+		wantLine(t, s.log.take(), `\[WARN\] +(order|thaw) refused: by=127\.0\.0\.1:\d+ reason="orders are for administrators: `)
 	}
 	for _, c := range []struct {
 		path, body string
@@ -293,6 +317,12 @@ func TestHTTPOrdersRefused(t *testing.T) {
 		resp.Body.Close()
 		if resp.StatusCode != c.code || !strings.Contains(string(b), c.want) {
 			t.Errorf("%s %s: %d %s, want %d with %s", c.path, c.body, resp.StatusCode, b, c.code, c.want)
+		}
+		switch said := s.log.take(); {
+		case c.code == 409:
+			wantLine(t, said, `\[WARN\] +(order|thaw) refused: .*by=\S+@\S+ .*reason="`)
+		case strings.Contains(said, "refused"):
+			t.Errorf("%s %s: %s", c.path, c.body, said)
 		}
 	}
 	bare := httptest.NewUnstartedServer(nil)
@@ -327,6 +357,46 @@ func TestHTTPOrdersRefused(t *testing.T) {
 	b, err2 := io.ReadAll(conn)
 	if err != nil || err2 != nil || !strings.Contains(string(b), " 403 ") {
 		t.Errorf("%s, %v, %v", b, err, err2)
+	}
+	wantLine(t, s.log.take(), `\[WARN\] +order refused: by=uid65534 reason="orders are for administrators: `)
+}
+
+// wantLine wants one line, and one like this.
+func wantLine(t *testing.T, log, pattern string) {
+	t.Helper()
+	if strings.Count(log, "\n") != 1 || !regexp.MustCompile(pattern).MatchString(log) {
+		t.Errorf("%q is logged, want %s", log, pattern)
+	}
+}
+
+// TestHTTPOrderDeadline: until when an order stands is told by servers and agents, be it
+// for ever.
+func TestHTTPOrderDeadline(t *testing.T) {
+	s := newOrderFarm(t)
+	for _, via := range []string{"n1", "agent"} {
+		first := until(t, s.order(t.Context(), via, `{"action":"freeze","nodes":["n1"],"timeout_ms":50000}`), "frozen")
+		second := until(t, s.order(t.Context(), via, `{"action":"freeze","nodes":["agent"],"timeout_ms":-1}`), "frozen")
+		list, err := s.nodes[via].Orders(t.Context(), false)
+		if err != nil || len(list) != 2 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		for i, o := range []OrderInfo{first, list[0]} {
+			if o.TimeoutMS != 50_000 || o.LeftMS == nil || *o.LeftMS == 0 || *o.LeftMS > 50_000 || o.DeadlineMS <= o.OpenedMS+50_000-1 || o.DeadlineMS > o.FrozenMS+50_000 {
+				t.Errorf("%s, %d: %+v", via, i, o)
+			}
+		}
+		for i, o := range []OrderInfo{second, list[1]} {
+			if o.TimeoutMS != -1 || o.LeftMS != nil || o.DeadlineMS != 0 {
+				t.Errorf("%s, %d: %+v", via, i, o)
+			}
+		}
+		if b := string(mustJSON(second)); !strings.Contains(b, `"timeout_ms":-1`) || strings.Contains(b, "left_ms") {
+			t.Error(b)
+		}
+		ended, err := s.nodes[via].Thaw(t.Context(), ThawRequest{All: true}, "ann")
+		if err != nil || len(ended) != 2 || ended[0].LeftMS != nil || ended[0].TimeoutMS != 50_000 {
+			t.Errorf("%+v, %v", ended, err)
+		}
 	}
 }
 

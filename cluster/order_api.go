@@ -164,16 +164,17 @@ func (n *Node) follow(ctx context.Context, q orderQuery) (*OrderInfo, error) {
 		heard := n.orders.heard()
 		var o *fsm.Order
 		var away map[fsm.Incarnation]bool
+		var now fsm.Millis
 		forgotten := false
 		n.replica.view(func(m *fsm.Machine) {
-			o, away = m.Order(fsm.OrderID(q.ID)), nodesAway(m)
+			o, away, now = m.Order(fsm.OrderID(q.ID)), nodesAway(m), m.Now()
 			forgotten = o == nil && uint64(m.Counts().Order) >= q.ID
 		})
 		switch {
 		case forgotten:
 			return &OrderInfo{}, nil
 		case o != nil && (q.After == "" || o.State > stateOf(q.After)):
-			info := orderInfo(o, away)
+			info := orderInfo(o, away, now)
 			return &info, nil
 		}
 		select {
@@ -203,19 +204,20 @@ func (n *Node) Orders(ctx context.Context, all bool) ([]OrderInfo, error) {
 	}
 	var open, closed []*fsm.Order
 	var away map[fsm.Incarnation]bool
-	err := n.view(ctx, func(m *fsm.Machine) {
-		open, closed = m.Orders()
-		away = nodesAway(m)
-	})
+	index, err := n.catchUp(ctx)
 	if err != nil {
 		return nil, err
 	}
+	n.replica.view(func(m *fsm.Machine) {
+		open, closed = m.Orders()
+		away = nodesAway(m)
+	})
 	if all {
 		open = append(open, closed...)
 	}
 	slices.SortFunc(open, func(a, b *fsm.Order) int { return cmp.Compare(a.ID, b.ID) })
 	for _, o := range open {
-		list = append(list, orderInfo(o, away))
+		list = append(list, orderInfo(o, away, index.now))
 	}
 	return list, nil
 }

@@ -35,8 +35,16 @@ type OrderInfo struct {
 	OpenedMS  uint64 `json:"opened_ms"`
 	FrozenMS  uint64 `json:"frozen_ms,omitempty"`
 	EndedMS   uint64 `json:"ended_ms,omitempty"`
-	SpreadMS  uint64 `json:"spread_ms"`            // between the first and the last node's word that it is frozen
-	TimeoutMS uint64 `json:"timeout_ms,omitempty"` // 0: none
+	SpreadMS  uint64 `json:"spread_ms"`  // between the first and the last node's word that it is frozen
+	TimeoutMS int64  `json:"timeout_ms"` // from the moment that all are ready; -1: none
+
+	// DeadlineMS is when the table ends the order by itself: while the nodes prepare, and
+	// freeze, because they take too long for that; then because its timeout is over. Missing
+	// if it has none, or has ended. LeftMS is the time until then, as of this record: never
+	// below 0, and missing with DeadlineMS. Each node counts the timeout on a clock of its
+	// own as well, from when it froze there, and may thaw that much earlier.
+	DeadlineMS uint64  `json:"deadline_ms,omitempty"`
+	LeftMS     *uint64 `json:"left_ms,omitempty"`
 
 	Attached    bool   `json:"attached,omitempty"`
 	Fence       uint64 `json:"fence,omitempty"`
@@ -95,12 +103,21 @@ func nodesAway(m *fsm.Machine) map[fsm.Incarnation]bool {
 
 // orderInfo describes an order of the table. What a node that is out of touch has frozen
 // may be thawed or not: it does so by itself, and has not said so.
-func orderInfo(o *fsm.Order, away map[fsm.Incarnation]bool) OrderInfo {
+//
+// It is now, in replicated time, as far as that is known.
+func orderInfo(o *fsm.Order, away map[fsm.Incarnation]bool, now fsm.Millis) OrderInfo {
 	i := OrderInfo{
 		ID: uint64(o.ID), Action: o.Action, Spec: specOf(o), By: o.By,
 		State: o.State.String(), Nodes: make([]OrderNode, 0, len(o.Parts)),
-		OpenedMS: uint64(o.Opened), FrozenMS: uint64(o.Frozen), EndedMS: uint64(o.Ended), TimeoutMS: uint64(o.Timeout),
+		OpenedMS: uint64(o.Opened), FrozenMS: uint64(o.Frozen), EndedMS: uint64(o.Ended), TimeoutMS: -1,
 		Attached: o.Requester != 0, Fence: uint64(o.Fence), ReleaseLock: o.ReleaseLock,
+	}
+	if o.Timeout != 0 {
+		i.TimeoutMS = int64(o.Timeout)
+	}
+	if at, ok := o.Deadline(); ok {
+		left := uint64(at - min(at, now))
+		i.DeadlineMS, i.LeftMS = uint64(at), &left
 	}
 	if o.Frozen != 0 {
 		i.SpreadMS = uint64(o.Frozen - o.First)

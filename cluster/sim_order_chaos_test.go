@@ -286,7 +286,7 @@ func (c *orderChaos) settle() {
 		c.t.Fatal(err)
 	}
 	for _, o := range open {
-		if o.Attached || o.TimeoutMS != 0 || o.State != "frozen" {
+		if o.Attached || o.TimeoutMS != -1 || o.State != "frozen" {
 			c.t.Errorf("has not ended: %+v", o)
 		}
 	}

@@ -274,7 +274,7 @@ func TestOrderIsAllOrNothing(t *testing.T) {
 			t.Errorf("thaw of another kind: %v", err)
 		}
 		id := s.open(n, OrderRequest{Action: "freeze", Nodes: []string{"n3"}, TimeoutMS: -1})
-		if o := s.reach(n, id, fsm.OrderFrozen); o.TimeoutMS != 0 || len(s.frozen()) != 1 {
+		if o := s.reach(n, id, fsm.OrderFrozen); o.TimeoutMS != -1 || o.DeadlineMS != 0 || o.LeftMS != nil || len(s.frozen()) != 1 {
 			t.Errorf("%+v; %v", o, s.frozen())
 		}
 		for _, r := range []ThawRequest{{Node: "n1"}, {All: true, Action: "fsfreeze"}} {

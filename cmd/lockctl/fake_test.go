@@ -92,6 +92,9 @@ func (f *fakeFreezer) open(w http.ResponseWriter, r *http.Request) {
 	}
 	o := &fakeOrder{thaw: make(chan string, 1)}
 	o.order = order{Action: req.Action, Spec: req.Spec, By: "root@here", Timeout: req.Timeout, Attached: req.Attached}
+	if req.Timeout > 0 {
+		o.Left = &req.Timeout // its clock stands still
+	}
 	f.mu.Lock()
 	o.ID = uint64(len(f.orders) + 1)
 	f.orders[o.ID] = o
@@ -189,6 +192,19 @@ func serveFreezer(path string, cleanup func(func())) error {
 	go s.Serve(ln)
 	cleanup(func() { s.Close() })
 	return nil
+}
+
+// An order is shown as the node tells of it, also what lockctl does not know of.
+func TestOrderAsTold(t *testing.T) {
+	const told = `{"id":3,"spec":{"mounts":["/a<b"]},"nodes":[{"node":"n1","state":"frozen","took_ms":0,"new":1}],"opened_ms":5,"timeout_ms":-1}`
+	var o order
+	if err := json.Unmarshal([]byte(told), &o); err != nil || o.ID != 3 || o.Timeout != -1 {
+		t.Fatalf("%+v, %v", o, err)
+	}
+	b, err := json.Marshal(orderList{[]order{o}})
+	if err != nil || strings.ReplaceAll(string(b), `\u003c`, "<") != `{"orders":[`+told+`]}` {
+		t.Errorf("%s, %v", b, err)
+	}
 }
 
 // What an order has come to, judged when its command has ended.

@@ -48,10 +48,33 @@ type order struct {
 	Why      string          `json:"reason_text"`
 	Nodes    []orderNode     `json:"nodes"`
 	Spread   int64           `json:"spread_ms"`
-	Timeout  int64           `json:"timeout_ms"`
+	Timeout  int64           `json:"timeout_ms"` // -1: none
+	Left     *int64          `json:"left_ms,omitempty"`
 	Attached bool            `json:"attached"`
 	Fence    uint64          `json:"fence"`
 	Error    string          `json:"error"` // of the last line of a stream that the node ended
+
+	told json.RawMessage // as the node tells of it
+}
+
+// UnmarshalJSON keeps what it was made from: whatever command an order is shown by, all
+// that the node says of it is.
+func (o *order) UnmarshalJSON(b []byte) error {
+	type fields order
+	if err := json.Unmarshal(b, (*fields)(o)); err != nil {
+		return err
+	}
+	o.told = bytes.Clone(b)
+	return nil
+}
+
+// MarshalJSON gives an order as the node tells of it.
+func (o order) MarshalJSON() ([]byte, error) {
+	if o.told != nil {
+		return o.told, nil
+	}
+	type fields order
+	return json.Marshal(fields(o))
 }
 
 type orderList struct {
@@ -162,7 +185,6 @@ func (s *orderStream) read(ctx context.Context, p *program, body io.Reader) erro
 		if o.Error != "" {
 			return fmt.Errorf("%w any more from %s: %s", errNoAnswer, p.where(), o.Error)
 		}
-		o.Spec = nil // it is ours
 		select {
 		case s.orders <- o:
 		case <-ctx.Done():

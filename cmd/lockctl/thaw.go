@@ -161,7 +161,12 @@ func (p *program) ordersCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "orders",
 		Short: "List what is frozen on the nodes, and what was",
-		Args:  cobra.NoArgs,
+		Long: `orders lists the orders that stand, with each node's part in them. LEFT is the time until the
+table thaws it whatever happens, - if that is never, or if the order is over; a node that froze
+earlier than the last one may be that much ahead, as each counts for itself too.`,
+		Example: `  lockctl orders
+  lockctl orders --all --json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			q := url.Values{}
 			if all {
@@ -185,14 +190,18 @@ func (p *program) printOrders(l orderList) {
 		return
 	}
 	w := p.columns()
-	fmt.Fprintln(w, "ORDER\tACTION\tSTATE\tBY\tNODE\tDOES\tWHAT\tTOOK\tREASON")
+	fmt.Fprintln(w, "ORDER\tACTION\tSTATE\tBY\tLEFT\tNODE\tDOES\tWHAT\tTOOK\tREASON")
 	for i := range all {
 		o := &all[i]
 		for j, n := range o.Nodes {
-			head := "\t\t\t"
+			head := "\t\t\t\t"
 			reason := n.Cause
 			if j == 0 {
-				head = fmt.Sprintf("%d\t%s\t%s\t%s", o.ID, plain(o.Action), plain(o.State), plain(o.By))
+				left := "-"
+				if o.Left != nil {
+					left = duration(*o.Left)
+				}
+				head = fmt.Sprintf("%d\t%s\t%s\t%s\t%s", o.ID, plain(o.Action), plain(o.State), plain(o.By), left)
 				reason = cmp.Or(o.Why, o.Reason, n.Cause)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%v\t%s\n", head, plain(n.Node), plain(n.State), dash(n.Text),
