@@ -85,6 +85,19 @@ func BenchmarkFreeze(b *testing.B) {
 		b.ReportMetric(both(way)/both("original"), way+"-part")
 	}
 	b.ReportMetric(0, "ns/op")
+	for _, act := range []string{"-freeze", "-thaw"} {
+		if mine, most := median("signals"+act), median("original"+act)/2; mine > most {
+			b.Errorf("signals%s takes %.1f ms, and half of the original is %.1f", act, mine, most)
+		}
+	}
+	if mine, most := both("signals"), both("original")/2; mine > most {
+		b.Errorf("signals take %.1f ms, and half of the original is %.1f", mine, most)
+	}
+	// Where the kernel alone takes most of a tenth, there is no room below that.
+	if mine, most := both("cgroup"), max(both("original")/10, both("bare")*3/2); mine > most {
+		b.Errorf("the cgroup takes %.1f ms; a tenth of the original is %.1f, half as much again as the kernel alone %.1f",
+			mine, both("original")/10, both("bare")*3/2)
+	}
 }
 
 // inCgroup starts a role in a cgroup.

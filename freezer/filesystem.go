@@ -285,7 +285,9 @@ func SurveyFS(o Order) ([]FSState, error) {
 		case errors.Is(err, ErrUnknown):
 		case err != nil:
 			return nil, err
-		case s.Frozen, s.By != nil:
+		case s.By != nil:
+			return nil, taken(f.path, s.By.Guard, !s.Frozen)
+		case s.Frozen:
 			return nil, fmt.Errorf("%s: %w", OneLine(f.path), ErrAlreadyFrozen)
 		}
 		all = append(all, s)

@@ -130,6 +130,11 @@ func (h *fsHolding) open(at *host) error {
 		why, vital := never[f.dev]
 		held := slices.IndexFunc(at.others, func(r record) bool { return slices.ContainsFunc(r.entries, f.is) })
 		twice := slices.ContainsFunc(h.systems, func(s *fileSystem) bool { return s.dev == f.dev })
+		thawed := false
+		if held >= 0 { // no other guard is freezing now
+			frozen, err := f.probe()
+			thawed = err == nil && !frozen
+		}
 		if vital || held >= 0 || twice {
 			f.close()
 		}
@@ -137,7 +142,7 @@ func (h *fsHolding) open(at *host) error {
 		case vital:
 			return fmt.Errorf("%s: %w: %s is on it", OneLine(t.Path), ErrProtected, OneLine(why))
 		case held >= 0:
-			return fmt.Errorf("%s: %w by guard %d", OneLine(t.Path), ErrAlreadyFrozen, at.others[held].Guard.pid)
+			return taken(f.path, int(at.others[held].Guard.pid), thawed)
 		case !twice:
 			h.systems = append(h.systems, f)
 		}
@@ -146,6 +151,16 @@ func (h *fsHolding) open(at *host) error {
 	// when it is frozen.
 	slices.SortStableFunc(h.systems, func(a, b *fileSystem) int { return cmp.Compare(b.age, a.age) })
 	return nil
+}
+
+// taken is the error for a file system that a guard has frozen. It is not ours to freeze
+// though somebody else has thawed it: that guard would thaw it when its time is up.
+func taken(path string, guard int, thawed bool) error {
+	err := fmt.Errorf("%s: %w by guard %d", OneLine(path), ErrAlreadyFrozen, guard)
+	if thawed {
+		err = fmt.Errorf("%w, and thawed by somebody since; run thawfs first, which ends the guard", err)
+	}
+	return err
 }
 
 // ready writes to disk what is there to be written, so that everybody waits for less
@@ -158,7 +173,7 @@ func (h *fsHolding) ready(at *host) error {
 		case err != nil:
 			return err
 		case s.By != nil:
-			return fmt.Errorf("%s: %w by guard %d", OneLine(f.path), ErrAlreadyFrozen, s.By.Guard)
+			return taken(f.path, s.By.Guard, !s.Frozen)
 		case s.Frozen:
 			return fmt.Errorf("%s: %w", OneLine(f.path), ErrAlreadyFrozen)
 		}

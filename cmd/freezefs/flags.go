@@ -31,6 +31,7 @@ Examples:
   freezefs -q /oracle                 is it frozen, by whom, and until when?
   freezefs --dry-run /data /data/log  what would be done, and whether it may be
 
+MOUNT is a directory; a file that something is mounted on is none.
 All mounts and subvolumes of a file system are frozen with it. A guard process holds
 the freeze: until the thaw nothing can be unmounted, and if the guard is killed,
 thawfs thaws, or at once lockerd with --executors. /, /usr, /var, /run and /tmp, the
@@ -80,7 +81,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("freezefs", pflag.ContinueOnError)
 	fs.SortFlags = false
 	fs.BoolVarP(&o.query, "query", "q", false, "say whether they are frozen, and change nothing")
-	fs.StringVarP(&o.timeout, "timeout", "t", "0", "thaw after so many `SECONDS`; 0 is the default, less than 0 never")
+	fs.StringVarP(&o.timeout, "timeout", "t", "0", "thaw after so many whole `SECONDS`; 0 is the default, less than 0 never")
 	fs.StringArrayVar(&o.protect, "protect", nil, "refuse the file system of this `DIRECTORY`; may be given several times")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be frozen, in this order, and freeze nothing")
 	fs.BoolVar(&o.json, "json", false, "print in JSON")
@@ -104,8 +105,8 @@ func parse(args []string) (*options, error) {
 	}
 	o.order = freezer.Order{Detach: true}
 	seconds, err := strconv.Atoi(o.timeout)
-	if err != nil || seconds > 1e9 {
-		return nil, fmt.Errorf("--timeout %s: not a number of seconds up to 1e9", o.timeout)
+	if err != nil || seconds > 1_000_000_000 {
+		return nil, fmt.Errorf("--timeout %s: not a whole number of seconds up to 1000000000", o.timeout)
 	}
 	o.order.Timeout = time.Duration(max(seconds, -1)) * time.Second
 	if seconds == 0 {

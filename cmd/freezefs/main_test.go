@@ -149,7 +149,8 @@ func TestFreezeAndThaw(t *testing.T) {
 	step(0, "frozen until 2", freezefs, "-t", "20", point)
 	must(t, "fsfreeze", "-u", point)
 	step(0, "not frozen: somebody has thawed it, though guard", freezefs, "-q", point)
-	step(75, "already frozen", freezefs, "--dry-run", point)
+	step(75, "run thawfs first", freezefs, "--dry-run", point)
+	step(75, "run thawfs first", freezefs, "-t", "20", point)
 	step(1, "not frozen: somebody else had thawed it before", thawfs, point)
 	step(0, point+": not frozen\n", freezefs, "-q", point)
 

@@ -33,7 +33,8 @@ Never stopped are freezethaw, its command, the processes that it was started by,
 init and the kernel's threads. What was stopped before stays stopped.
 
 The command had better do little: what it writes to a terminal is shown by a
-process that may stand still, and it then waits until the time is up.
+process that may stand still, and it then waits until the time is up. Signals are
+passed on to it; but PIPE thaws, and ends it.
 
 Options:
 `
@@ -108,8 +109,9 @@ func parse(args []string) (*options, error) {
 	}
 	o.command = words
 	if o.list || o.recover {
-		if o.list && o.recover || o.dryRun || len(words) > 0 {
-			return nil, errors.New("--list and --recover stand alone")
+		named := o.all || len(o.pids)+len(o.trees)+len(o.sessions)+len(o.cgroups) > 0
+		if o.list && o.recover || o.dryRun || named || len(words) > 0 {
+			return nil, errors.New("--list and --recover stand alone: they are for all that is frozen")
 		}
 		return o, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -52,6 +53,8 @@ func run(args []string) int {
 // nothing is written: the terminal may stand still.
 func freeze(o *options) int {
 	signals := job.Notify()
+	pipe := make(chan os.Signal, 1) // not for the command, which has its own pipes
+	signal.Notify(pipe, syscall.SIGPIPE)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	// Before Prepare: afterwards a guard would be our child.
@@ -73,9 +76,13 @@ func freeze(o *options) int {
 		report, err = guard.Freeze(ctx, o.order)
 		answer <- err
 	}()
+	var sig os.Signal
 	select {
 	case err = <-answer:
-	case sig := <-signals:
+	case sig = <-signals:
+	case sig = <-pipe:
+	}
+	if sig != nil {
 		cancel()
 		if <-answer == nil {
 			_ = guard.Thaw()
@@ -92,13 +99,19 @@ func freeze(o *options) int {
 		fmt.Fprintln(os.Stderr, "freezethaw:", err)
 		return job.StartCode(err)
 	}
+	piped := false
 	select {
 	case <-j.Done():
 	case <-guard.Done():
 		j.Lost() // does nothing if the command has ended meanwhile
+	case <-pipe:
+		piped = true
+		_ = guard.Thaw()
+		j.Lost()
 	}
 	exit := j.Wait()
 	err = guard.Thaw()
+	signal.Stop(pipe) // who writes to a broken pipe ends by it, as ever
 	if o.verbose {
 		tell(&report)
 	}
@@ -109,6 +122,8 @@ func freeze(o *options) int {
 			fmt.Fprintf(os.Stderr, "freezethaw: %d processes of the command cannot be killed\n", exit.Left)
 		}
 		return freezing.ExitThawed
+	case piped:
+		return 128 + int(syscall.SIGPIPE)
 	case exit.Interrupted:
 		job.Interrupt()
 	}
