@@ -334,5 +334,6 @@ func (w *watching) end(frozen bool) (list []moved, stall time.Duration) {
 	for at, after := range last {
 		list = append(list, moved{at.what, at.on == w.struck, after})
 	}
-	return list, max(w.stall, w.slow)
+	// A slow write elsewhere is no excuse: whatever held it up may be the freeze.
+	return list, w.stall
 }
