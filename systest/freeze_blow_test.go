@@ -119,8 +119,12 @@ func (s *site) attempt(e ending, rng *rand.Rand, early bool) outcome {
 		time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
 	}
 	o := outcome{frozen: f.frozen() && watch.stands(), hit: "nobody", lead: lead.Name}
+	at := time.Now() // before: to kill is to wait for the end too
+	if e.name == "deadline" {
+		at = f.began.Add(shortFreeze)
+	}
 	struck, heal, err := e.do(s, f)
-	watch.blow(struck)
+	watch.blow(struck, at)
 	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		s.t.Fatalf("%s: %v", e.name, err)
 	}
@@ -307,8 +311,8 @@ func (w *watching) stands() bool {
 	return len(w.first) == 0
 }
 
-func (w *watching) blow(struck *farm.Node) {
-	w.at, w.struck = time.Now(), struck
+func (w *watching) blow(struck *farm.Node, at time.Time) {
+	w.at, w.struck = at, struck
 	close(w.struckAt)
 }
 
