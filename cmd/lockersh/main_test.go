@@ -53,7 +53,7 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(server)) })
-	_, missing := checkpoint.Find(t.Context())
+	criu, missing := checkpoint.Find(t.Context())
 	if os.Geteuid() != 0 {
 		missing = errors.New("it takes root to checkpoint processes")
 	}
@@ -79,7 +79,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
 			env.Setenv("USER", "tester")
-			env.Setenv("LOCKERD_CRIU", os.Getenv("LOCKERD_CRIU"))
+			if missing == nil {
+				env.Setenv("LOCKERD_CRIU", criu.Path)
+			}
 			env.Setenv("GORACE", os.Getenv("GORACE"))
 			n := &node{path: server, dir: env.WorkDir}
 			env.Values["node"] = n
