@@ -50,7 +50,7 @@ func TestReadmeFreeze(t *testing.T) {
 	c.Env = append(os.Environ(), "PATH="+filepath.Dir(lockctl)+":"+os.Getenv("PATH"))
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := c.CombinedOutput()
-	if err != nil || !regexp.MustCompile(`(?m)^2 +fsfreeze +frozen +root@\S+ +try +frozen +file system /mnt/try `).Match(out) {
+	if err != nil || !regexp.MustCompile(`(?m)^2 +fsfreeze +frozen +root@\S+ +\d\S* +try +frozen +file system /mnt/try `).Match(out) {
 		log, _ := os.ReadFile("/mnt/try.log")
 		t.Errorf("%v\n%s\n%s", err, out, log)
 	}
