@@ -80,6 +80,8 @@ type fakeHold struct {
 	id    [16]byte
 	fence uint64
 	tell  func([]byte)
+
+	renewed bool // tell is of the connection that it was renewed over
 }
 
 type fakeWait struct {
@@ -279,7 +281,7 @@ func (f *fake) answer(q transport.Request, write func([]byte), more chan transpo
 		}
 		for l, h := range t.holds {
 			if h.fence == q.Fence && h.owner == q.User {
-				h.tell = write
+				h.tell, h.renewed = write, true
 				write(transport.Status{Owner: q.User, Locked: true, Locks: []string{l}, Fence: h.fence}.Append(nil, 2))
 				return true
 			}

@@ -318,6 +318,11 @@ func TestHoldSurvivesTheConnection(t *testing.T) {
 	if q := b.requests(transport.VerbRenew)[0]; q.Fence != fence {
 		t.Errorf("it asks for fence %d, not %d", q.Fence, fence)
 	}
+	until(t, "the other server has its hold", func() bool {
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		return shared.holds["x"].renewed
+	})
 	shared.mu.Lock()
 	shared.lose("x", CauseLimit, "")
 	shared.mu.Unlock()

@@ -192,7 +192,7 @@ func TestWhatAKilledShellLeaves(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			pidFile := dir + "/" + tc.name
-			script := fmt.Sprintf("sleep 1000 & echo $! >'%s'; setsid -f sleep 1; %s", pidFile, tc.end)
+			script := fmt.Sprintf("sleep 1000 & echo $! >'%s'; _=$(setsid sh -c 'sleep 1 >&- & echo'); %s", pidFile, tc.end)
 			j, err := Start(Options{Argv: Shell([]string{script})})
 			if err != nil {
 				t.Fatal(err)
