@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -50,13 +51,6 @@ type batch struct {
 	translate  func()
 	terminated atomic.Bool
 }
-
-// Signals that ask for a checkpoint. 34 is the first that the C library leaves to
-// programs (signal(7)).
-const (
-	sigCheckpoint     = syscall.Signal(40) // SIGRTMIN+6: and go on
-	sigCheckpointExit = syscall.Signal(41) // SIGRTMIN+7: and end
-)
 
 // exitOS is for a job that cannot be restored on this host (EX_OSERR of sysexits.h).
 const exitOS = 71
@@ -97,7 +91,7 @@ func runBatch(args []string) int {
 	signals := make(chan os.Signal, 64)
 	for _, s := range []os.Signal{
 		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
-		sigCheckpoint, sigCheckpointExit,
+		self.SIGCKPT, self.SIGCKPTEXIT,
 	} {
 		if !signal.Ignored(s) {
 			signal.Notify(signals, s)
@@ -226,7 +220,7 @@ func (r *runner) watch(signals <-chan os.Signal) {
 		select {
 		case <-r.ended:
 			if r.cancel != nil {
-				if r.making != sigCheckpointExit {
+				if r.making != self.SIGCKPTEXIT {
 					r.cancel()
 				}
 				r.finished(<-r.attempts)
@@ -235,7 +229,7 @@ func (r *runner) watch(signals <-chan os.Signal) {
 		case err := <-r.attempts:
 			r.finished(err)
 		case <-r.timer.C:
-			r.make(sigCheckpoint)
+			r.make(self.SIGCKPT)
 		case s := <-signals:
 			r.obey(s.(syscall.Signal))
 		}
@@ -251,14 +245,14 @@ func (r *runner) later() {
 
 func (r *runner) obey(s syscall.Signal) {
 	switch s {
-	case sigCheckpointExit:
-		if r.making == sigCheckpointExit || r.next == sigCheckpointExit {
+	case self.SIGCKPTEXIT:
+		if r.making == self.SIGCKPTEXIT || r.next == self.SIGCKPTEXIT {
 			// The second one is impatient.
 			r.cancel()
 			return
 		}
 		r.make(s)
-	case sigCheckpoint:
+	case self.SIGCKPT:
 		r.make(s)
 	case syscall.SIGTERM:
 		r.asked = true
@@ -295,7 +289,7 @@ func (r *runner) make(why syscall.Signal) {
 	} else {
 		order.File = fmt.Sprintf("context.%d", r.root)
 	}
-	if why == sigCheckpointExit {
+	if why == self.SIGCKPTEXIT {
 		order.Signal = syscall.SIGKILL
 	}
 	var ctx context.Context
@@ -336,14 +330,14 @@ func (r *runner) finished(err error) {
 	switch {
 	case err == nil:
 		r.haveSaved = true
-		r.leaving = why == sigCheckpointExit
+		r.leaving = why == self.SIGCKPTEXIT
 		if r.series != nil {
 			r.series.prune()
 		}
 	case gone: // it ended meanwhile, and that is what counts
 	default:
 		r.say("%v", err)
-		if why == sigCheckpointExit {
+		if why == self.SIGCKPTEXIT {
 			r.say("so it is told to end without")
 			r.asked = true
 			_ = syscall.Kill(-r.root, syscall.SIGTERM)
@@ -380,7 +374,7 @@ func (r *runner) end() int {
 	}
 	switch {
 	case r.leaving:
-		return 128 + int(sigCheckpointExit)
+		return 128 + int(self.SIGCKPTEXIT)
 	case r.status.Signaled():
 		job.EndBy(r.status.Signal())
 	}

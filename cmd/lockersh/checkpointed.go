@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
@@ -136,7 +137,7 @@ func (b *batch) notify(s *settings) <-chan os.Signal {
 		return all
 	}
 	asked := make(chan os.Signal, 8)
-	signal.Notify(asked, sigCheckpoint, sigCheckpointExit)
+	signal.Notify(asked, self.SIGCKPT, self.SIGCKPTEXIT)
 	translated := make(chan os.Signal)
 	s.job.Signals = translated
 	b.translate = func() {
@@ -150,7 +151,7 @@ func (b *batch) notify(s *settings) <-chan os.Signal {
 			case sig = <-all:
 				if sig == syscall.SIGTERM && b.Dir != "" {
 					b.terminated.Store(true)
-					sig = sigCheckpointExit
+					sig = self.SIGCKPTEXIT
 				}
 			}
 			translated <- sig
@@ -169,7 +170,7 @@ func (b *batch) run() {
 // status is the exit status for that of the runner: who was told to end by SIGTERM, and
 // was saved first, was ended by that.
 func (b *batch) status(code int) int {
-	if b != nil && b.terminated.Load() && code == 128+int(sigCheckpointExit) {
+	if b != nil && b.terminated.Load() && code == 128+int(self.SIGCKPTEXIT) {
 		return 128 + int(syscall.SIGTERM)
 	}
 	return code

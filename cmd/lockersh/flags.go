@@ -74,6 +74,7 @@ Exit status: the command's own, 128+n if signal n ended it, and
    64  wrong usage
    69  no server answers, or the cluster refuses; checkpoints do not work here
    71  the command's checkpoint cannot be restored on this host
+   74  what was asked for cannot be written to standard output
    75  gave up waiting (--timeout), or the lock is busy (--try); the command's
        checkpoint cannot be restored now
    76  the lock was lost, and the command ended because of that

@@ -52,8 +52,7 @@ func run(args []string) int {
 		return exitUsage
 	}
 	if s.Asked() {
-		program.Answer(s.Standard, flags(&raw{}))
-		return 0
+		return program.Answer(s.Standard, flags(&raw{}))
 	}
 	if s.verbose {
 		s.locker.Verbose = os.Stdout
