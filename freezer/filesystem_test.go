@@ -70,7 +70,7 @@ func TestFSWritersWait(t *testing.T) {
 				t.Errorf("the report is %q", r.String())
 			}
 			write("second")
-			await(t, "the writer to wait", func() bool { return stateOf(w.pid()) == "D" })
+			await(t, "the writer to wait", func() bool { return waits(w.pid()) })
 			text, err := os.ReadFile(point + "/file")
 			if err != nil || string(text) != "first\n" {
 				t.Errorf("%q, %v", text, err)
@@ -84,9 +84,7 @@ func TestFSWritersWait(t *testing.T) {
 			if !frozenFS(t, point) {
 				t.Error("the kernel does not know of it")
 			}
-			if stateOf(w.pid()) != "D" {
-				t.Error("the writer does not wait any more")
-			}
+			await(t, "the writer, who still waits", func() bool { return waits(w.pid()) })
 			thaw(t, g)
 			if line := w.line(t); line != "written" {
 				t.Error(line)

@@ -202,6 +202,22 @@ func stateOf(pid int) string {
 	return ""
 }
 
+// waits says that a thread of a process is in uninterruptible sleep, as who changes a frozen
+// file system is. Its other threads, the Go runtime's for one, run or sleep as they please.
+func waits(pid int) bool {
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, t := range tasks {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", pid, t.Name()))
+		if err != nil {
+			continue
+		}
+		if s, err := parseStat(text); err == nil && s.state == 'D' {
+			return true
+		}
+	}
+	return false
+}
+
 // running lists processes in a state that is neither stopped nor ended, but for
 // init, this one and guards.
 func running(tb testing.TB) (pids []int) {

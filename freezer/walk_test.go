@@ -266,7 +266,7 @@ func TestRefused(t *testing.T) {
 func TestUnstoppable(t *testing.T) {
 	needIsolation(t)
 	v := act(t, "vfork")
-	await(t, "uninterruptible sleep", func() bool { return stateOf(v.pid()) == "D" })
+	await(t, "uninterruptible sleep", func() bool { return waits(v.pid()) })
 	other := act(t, "sleepers 1")
 	o := Order{Targets: []Target{Processes(v.pid(), other.pid())}, Patience: 50 * time.Millisecond}
 	r, err := start(t).Freeze(context.Background(), o)
@@ -361,7 +361,7 @@ func TestEndsBeforeTheFreeze(t *testing.T) {
 func TestStoppedButForAThread(t *testing.T) {
 	needIsolation(t)
 	a := act(t, "vfork thread")
-	await(t, "uninterruptible sleep", func() bool { return stateOf(a.pid()) == "D" })
+	await(t, "uninterruptible sleep", func() bool { return waits(a.pid()) })
 	_ = syscall.Kill(a.pid(), syscall.SIGSTOP)
 	await(t, "the stop of the first thread", func() bool {
 		s, err := parseStat(must(os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.pid()))))
