@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -178,15 +179,76 @@ func (k *keeper) release() error {
 }
 
 // end lets the processes run on, if they are still held, and waits for CRIU and the
-// keeper. Afterwards nothing is left in the box.
+// keeper. Afterwards nothing is left of the box, and there is nobody who would write there.
 func (k *keeper) end(kill bool) {
+	closeAll(k.verdict, k.life)
 	if kill {
-		// The kernel lets go of what CRIU holds.
-		_ = syscall.Kill(-k.cmd.Process.Pid, syscall.SIGKILL)
+		k.killOthers() // the kernel lets go of what CRIU holds
 	}
-	closeAll(k.verdict)
-	k.box.remove()
-	closeAll(k.life)
+	// The keeper ends when CRIU has. If it was killed itself, CRIU may still be at work: in
+	// its group, whose number is not another's before we have waited for the keeper.
+	if !k.ended() {
+		k.killOthers()
+	}
 	_ = k.cmd.Wait()
 	closeAll(k.status, k.held)
+	k.box.remove()
+}
+
+// ended waits for the end of the keeper, without reaping it, and says whether it was one by
+// itself.
+func (k *keeper) ended() bool {
+	var info unix.Siginfo
+	for {
+		switch err := unix.Waitid(unix.P_PID, k.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err {
+		case unix.EINTR:
+		case nil:
+			return info.Code == cldExited
+		default:
+			return false
+		}
+	}
+}
+
+// cldExited is CLD_EXITED of waitid(2).
+const cldExited = 1
+
+const (
+	// killTime is how long CRIU may take to end that was killed: it may be in the kernel,
+	// waiting for a disk.
+	killTime     = 10 * time.Second
+	killInterval = time.Millisecond
+)
+
+// killOthers kills all of the keeper's group but the keeper, who is to see it, until that has
+// ended and they have.
+func (k *keeper) killOthers() {
+	keeper := k.cmd.Process.Pid
+	for until := time.Now().Add(killTime); time.Now().Before(until); time.Sleep(killInterval) {
+		all, err := readTable()
+		if err != nil {
+			return
+		}
+		left := all[keeper].lives()
+		for pid, p := range all {
+			if p.group == keeper && pid != keeper && p.lives() {
+				left = true
+				k.killOther(pid)
+			}
+		}
+		if !left {
+			return
+		}
+	}
+}
+
+func (k *keeper) killOther(pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if p, err := readProcess(pid); err == nil && p.group == k.cmd.Process.Pid { // still that one
+		_ = unix.PidfdSendSignal(fd, syscall.SIGKILL, nil, 0)
+	}
 }

@@ -28,13 +28,14 @@ import (
 const roleVariable = "CHECKPOINT_TEST_ROLE"
 
 var roles = map[string]func(args []string){
-	"count":   count,
-	"threads": threads,
-	"memory":  memory,
-	"sums":    sums,
-	"talk":    talk,
-	"writer":  requester,
-	"restart": restarter,
+	"count":     count,
+	"threads":   threads,
+	"memory":    memory,
+	"sums":      sums,
+	"talk":      talk,
+	"writer":    requester,
+	"restart":   restarter,
+	"preflight": preflighter,
 }
 
 func TestMain(m *testing.M) {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -22,16 +21,16 @@ func (c *CRIU) Preflight(ctx context.Context) (err error) {
 	if err := needRoot(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "checkpoint-probe-*")
+	b, err := newBox(os.TempDir()) // the next one removes it if we are killed
 	if err != nil {
 		return classed(err, "try CRIU")
 	}
-	defer os.RemoveAll(dir)
+	defer b.remove()
 	cmd, address, err := startProbe()
 	if err != nil {
 		return classed(err, "start a process to try CRIU with")
 	}
-	file := filepath.Join(dir, "probe")
+	file := b.path("probe")
 	_, err = Checkpoint(ctx, Order{Target: Tree(cmd.Process.Pid), File: file, Signal: syscall.SIGKILL, NoSync: true, CRIU: c})
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()

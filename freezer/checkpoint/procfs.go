@@ -17,6 +17,9 @@ type process struct {
 	start                       uint64 // clock ticks since boot
 }
 
+// lives is false for who has ended, and for none.
+func (p process) lives() bool { return p.pid != 0 && p.state != 'Z' && p.state != 'X' }
+
 var errStat = errors.New("not the text of proc_pid_stat(5)")
 
 // parseStat reads the fields 1, 3 to 7 and 22.

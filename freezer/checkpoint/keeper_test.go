@@ -1,0 +1,115 @@
+package checkpoint
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// busyCRIU stands for CRIU at work: it makes its directory again and again, in several
+// processes, and says when it has begun.
+const busyCRIU = `#!/bin/sh
+work() { while :; do mkdir -p "$1/images"; : >"$1/images/x"; done 2>/dev/null; }
+for i in 1 2 3; do work "$1" & done
+: >"$2"
+work "$1"
+`
+
+// Nothing is left of the directory that CRIU was at work in, and nobody who would make it
+// again, whoever was killed.
+func TestAKilledCRIULeavesNothing(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		kill bool // CRIU, by us, or else the keeper, by somebody
+	}{{"criu", true}, {"keeper", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			program, begun := filepath.Join(t.TempDir(), "criu"), filepath.Join(t.TempDir(), "begun")
+			if err := os.WriteFile(program, []byte(busyCRIU), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b, err := newBox(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k, err := startKeeper(b, program, []string{b.dir, begun}, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			group := k.cmd.Process.Pid
+			await(t, "it to begin", func() bool { return isThere(begun) })
+			if !c.kill {
+				if err := k.cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			k.end(c.kill)
+			noBoxes(t, dir)
+			all, err := readTable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for pid, p := range all {
+				if p.group == group && p.lives() {
+					t.Errorf("process %d works on", pid)
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+		})
+	}
+}
+
+// isThere says whether there is a file.
+func isThere(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// A preflight that is killed leaves what the next one removes, and no process.
+func TestAKilledPreflightLeavesNothing(t *testing.T) {
+	t.Parallel()
+	need(t)
+	dir := t.TempDir()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleVariable+"=preflight", "TMPDIR="+dir, "GORACE=atexit_sleep_ms=0")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	probe := 0
+	await(t, "a probe", func() bool {
+		for _, pid := range tree(cmd.Process.Pid) {
+			if text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline"); strings.HasPrefix(string(text), probeName) {
+				probe = pid
+			}
+		}
+		return probe != 0
+	})
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	await(t, "the probe to end", func() bool {
+		p, err := readProcess(probe)
+		return err != nil || !p.lives()
+	})
+	// What CRIU was doing ends by itself.
+	await(t, "an empty directory", func() bool {
+		Sweep(dir)
+		left, err := os.ReadDir(dir)
+		return err == nil && len(left) == 0
+	}, func() string {
+		left, _ := filepath.Glob(dir + "/.*")
+		return strings.Join(left, " ")
+	})
+}
+
+// preflighter tries CRIU again and again.
+func preflighter([]string) {
+	c, err := Find(context.Background())
+	for err == nil {
+		err = c.Preflight(context.Background())
+	}
+	os.Exit(1)
+}
