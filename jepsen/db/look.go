@@ -163,6 +163,7 @@ type Tail struct {
 	events []history.Event
 	live   map[string]bool
 	fence  uint64 // the highest granted
+	err    error  // the first line that made no sense
 }
 
 // again is the pause before a stream that ended is asked for again.
@@ -204,19 +205,37 @@ func (t *Tail) follow(ctx context.Context, n *Node, now func() time.Duration) {
 	t.add(history.Event{Time: now(), Node: n.Name, Gap: true})
 	t.setLive(n.Name, true)
 	defer t.setLive(n.Name, false)
-	sc := bufio.NewScanner(resp.Body)
+	t.read(resp.Body, n.Name, now)
+}
+
+// read takes what a node tells until the stream ends. A line that is whole and makes no
+// sense is an error of this harness: checks would be blind to what follows.
+func (t *Tail) read(r io.Reader, node string, now func() time.Duration) {
+	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
 		at := now()
-		if len(sc.Bytes()) == 0 {
-			continue
+		if len(sc.Bytes()) == 0 || !json.Valid(sc.Bytes()) {
+			continue // nothing new, or the stream was cut within a line
 		}
 		var e history.Event
-		if json.Unmarshal(sc.Bytes(), &e) != nil || e.Kind == "" {
+		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
+			t.fail(fmt.Errorf("read the events of %s: %w: %.200q", node, err, sc.Bytes()))
 			return
 		}
-		e.Time, e.Node = at, n.Name
+		if e.Kind == "" {
+			return // the last line says why there are no more
+		}
+		e.Time, e.Node = at, node
 		t.add(e)
+	}
+}
+
+func (t *Tail) fail(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
 	}
 }
 
@@ -255,8 +274,8 @@ func (t *Tail) AwaitLive(ctx context.Context, c *Cluster) error {
 }
 
 // Stop ends the collection and returns what was heard.
-func (t *Tail) Stop() []history.Event {
+func (t *Tail) Stop() ([]history.Event, error) {
 	t.stop()
 	t.done.Wait()
-	return t.events
+	return t.events, t.err
 }

@@ -19,5 +19,5 @@ type Event struct {
 	PID    int32    `json:"pid,omitempty"`
 	Cause  string   `json:"cause,omitempty"`
 	By     string   `json:"by,omitempty"`
-	At     int64    `json:"at_ms,omitempty"`
+	At     uint64   `json:"at_ms,omitempty"` // of any size: a server may have counted nonsense
 }

@@ -96,7 +96,7 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	stopped := false
 	defer func() {
 		if !stopped {
-			in.Events = tail.Stop()
+			in.Events, _ = tail.Stop()
 		}
 	}()
 	if err := tail.AwaitLive(start, s.cluster); err != nil {
@@ -132,9 +132,9 @@ func (s *session) run(ctx context.Context) (in check.Input, err error) {
 	}
 	end.Set = s.env.Register.Set()
 	s.awaitFence(tail, end.Fence)
-	in = check.Input{Ops: s.rec.Ops(), Events: tail.Stop(), End: end}
+	events, unread := tail.Stop()
 	stopped = true
-	return in, err
+	return check.Input{Ops: s.rec.Ops(), Events: events, End: end}, errors.Join(err, unread)
 }
 
 // faultsAndClients runs until the clients have worked for a while on a cluster that
@@ -166,15 +166,20 @@ func (s *session) faultsAndClients(ctx context.Context, end *check.End) error {
 		err = s.recovered(ctx, end)
 	}
 	if err == nil {
-		_ = sleep(ctx, afterwards)
-		// A short run may have had no moment for an order of all nodes, or the like; or all
-		// locks are held still by processes whose death is to be noticed.
-		for until := time.Now().Add(workTime); !s.done(end.Healed) && time.Now().Before(until) && ctx.Err() == nil; {
-			_ = sleep(ctx, lookEvery)
-		}
+		s.goOn(ctx, end.Healed)
 	}
 	stopClients()
 	return errors.Join(err, <-worked, ctx.Err())
+}
+
+// goOn returns when clients have worked for a while after the last heal. A short run may
+// have had no moment for an order of all nodes, or the like; or all locks are held still by
+// processes whose death is to be noticed: then they are given longer.
+func (s *session) goOn(ctx context.Context, healed time.Duration) {
+	_ = sleep(ctx, afterwards)
+	for until := time.Now().Add(workTime); !s.done(healed) && time.Now().Before(until) && ctx.Err() == nil; {
+		_ = sleep(ctx, lookEvery)
+	}
 }
 
 // done says whether clients have done what they are for, and got a lock since all is healed.

@@ -66,10 +66,17 @@ var All = []Workload{
 		},
 	},
 	{
-		Name: "timeout", About: "holds with a limit, half of them kept longer", Loses: true,
+		Name: "timeout", About: "holds with limits, half of these short, and half of those kept longer", Loses: true,
 		Mix: func(m *gen.Mix) { m.Read, m.Hold = 0, 500*time.Millisecond },
 		Act: func(ctx context.Context, c *Client, a gen.Action) error {
-			return c.hold(ctx, a, func(o *client.Options) { o.HoldLimit = 400 * time.Millisecond })
+			return c.hold(ctx, a, func(o *client.Options) {
+				o.HoldLimit = 400 * time.Millisecond
+				if a.Roll < 0.5 {
+					// So much that the end of a hold before its time is one, too, where news
+					// of it takes a second.
+					o.HoldLimit = 4 * time.Second
+				}
+			})
 		},
 	},
 	{
