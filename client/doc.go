@@ -16,7 +16,10 @@
 //     connects again and asks for its hold by its fence; if that has ended,
 //     Lost says so.
 //   - The answer to Unlock is lost: it is asked for again; releasing twice is
-//     harmless, because a release names the fence it means.
+//     harmless, because a release names the fence it means. If the hold is over
+//     then, servers say what has ended it: a release of its owner is success,
+//     anything else [ErrLost]. They remember that for a while; after that, or when
+//     they were started anew meanwhile, the answer is [ErrUncertain].
 //
 // Invariant: a lock is reported as held only after a server's answer that says
 // so was read, and a lease is relied upon only for as long as is certain by our

@@ -21,6 +21,12 @@ var (
 	// ErrLost is returned by Unlock when the hold had ended already.
 	ErrLost = errors.New("the lock was lost")
 
+	// ErrUncertain is returned by Unlock when the hold is over, and nobody knows any
+	// more whether it was Unlock that ended it: the answer was lost, and the servers
+	// that could be asked again do not remember. As a rule it was. Who has shown the
+	// fence wherever it matters may take it for nil.
+	ErrUncertain = errors.New("the lock is not held any more, and whether it was lost before it was released is not known")
+
 	// ErrRefused is returned when the server will not do what it was asked for,
 	// with the server's reason.
 	ErrRefused = errors.New("the lock server refused")

@@ -64,6 +64,8 @@ type hold struct {
 	gone atomic.Bool
 	shut bool // lost has been closed without a loss
 
+	released bool // a server may have been asked to end it
+
 	stop context.CancelFunc
 	done chan struct{}
 }

@@ -30,7 +30,7 @@ func (l *Locker) Lock(ctx context.Context) error {
 	}
 	if l.held != nil {
 		// What an Unlock left behind that was not sure, or a loss.
-		if err := l.unlock(ctx); err != nil && !errors.Is(err, ErrLost) {
+		if err := l.unlock(ctx); !isOver(err) {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync/atomic"
 	"time"
@@ -125,9 +126,9 @@ func (l *Locker) Lost() <-chan Loss {
 }
 
 // Unlock gives the lock up. It does nothing when none is held. ErrLost says that
-// the hold had ended before, so that others may have been in meanwhile. After
-// another error the outcome is unknown: the lock counts as not held, and Unlock
-// can be called again.
+// the hold had ended before, so that others may have been in meanwhile, and
+// ErrUncertain that it is over and this is not known. After another error the outcome
+// is unknown: the lock counts as not held, and Unlock can be called again.
 func (l *Locker) Unlock(ctx context.Context) error {
 	if err := l.take(ctx); err != nil {
 		return err
@@ -151,14 +152,18 @@ func (l *Locker) unlock(ctx context.Context) error {
 		return ErrLost
 	}
 	err := l.release(ctx, h)
-	if err == nil || errors.Is(err, ErrLost) {
+	if isOver(err) {
 		l.held = nil
 	}
 	return err
 }
 
+// isOver reports whether nothing is held after an Unlock that has returned err.
+func isOver(err error) bool {
+	return err == nil || errors.Is(err, ErrLost) || errors.Is(err, ErrUncertain)
+}
+
 func (l *Locker) release(ctx context.Context, h *hold) error {
-	sent := false
 	once := func(c *conn) error {
 		defer c.close()
 		q := l.basic(transport.VerbUnlock)
@@ -169,9 +174,14 @@ func (l *Locker) release(ctx context.Context, h *hold) error {
 		if err := c.request(&q, false); err != nil {
 			return err
 		}
-		repeated := sent
-		sent = true
-		st, err := c.status(ctx, nil)
+		repeated := h.released
+		h.released = true
+		var loss Loss
+		st, err := c.status(ctx, func(r transport.Reply) {
+			if r.Kind == transport.ReplyLost && r.Fence == h.fence {
+				loss = Loss{Cause: r.Cause, By: r.By}
+			}
+		})
 		if err != nil {
 			return err
 		}
@@ -179,8 +189,15 @@ func (l *Locker) release(ctx context.Context, h *hold) error {
 			return nil
 		}
 		err = fromFault(st.Fault)
-		if repeated && errors.Is(err, ErrLost) {
-			return nil // by our own first request, as far as anybody can tell
+		switch {
+		case !errors.Is(err, ErrLost):
+			return err
+		case repeated && loss.Cause == CauseOwner:
+			return nil // that was our own earlier request
+		case loss.Cause != "":
+			return fmt.Errorf("%w: %v", ErrLost, loss)
+		case repeated:
+			return ErrUncertain
 		}
 		return err
 	}

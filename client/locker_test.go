@@ -388,27 +388,90 @@ func TestLeaseIsRenewedAndLostInTime(t *testing.T) {
 	}
 }
 
+// TestUnlockAfterALostAnswer loses the answer to a release, which has ended the hold or come
+// too late. Whoever is told that it was released has had it until then.
 func TestUnlockAfterALostAnswer(t *testing.T) {
-	f := newFake(t, 2, nil)
-	l := locker(t, Options{Locks: []string{"x"}}, f)
-	if err := l.Lock(t.Context()); err != nil {
-		t.Fatal(err)
+	tests := map[string]struct {
+		answered string // what the second server says before that nothing is held
+		twice    bool   // Unlock is called again, in place of asking again by itself
+		want     error
+	}{
+		"by our own request":         {"lost 1 owner\n", false, nil},
+		"broken before":              {"lost 1 broken bob\n", false, ErrLost},
+		"of another hold":            {"lost 7 owner\n", false, ErrUncertain},
+		"nobody remembers":           {"", false, ErrUncertain},
+		"by the Unlock before":       {"lost 1 owner\n", true, nil},
+		"before the Unlock before":   {"lost 1 limit\n", true, ErrLost},
+		"nobody remembers, twice":    {"", true, ErrUncertain},
+		"a cause that we don't know": {"lost 1 unknown\n", false, ErrLost},
 	}
-	n := 0
-	f.setIntercept(func(q transport.Request, w io.Writer) bool {
-		if q.Verb == transport.VerbUnlock {
-			if n++; n == 1 {
-				f.table.free("x")
-				f.cut()
-				return true
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, 2, nil)
+			l := locker(t, Options{Locks: []string{"x"}}, f)
+			if err := l.Lock(t.Context()); err != nil {
+				t.Fatal(err)
 			}
+			ctx, giveUp := context.WithCancel(t.Context())
+			defer giveUp()
+			n := 0
+			f.setIntercept(func(q transport.Request, w io.Writer) bool {
+				if q.Verb != transport.VerbUnlock {
+					return false
+				}
+				if n++; n == 1 {
+					f.table.free("x")
+					if tt.twice {
+						giveUp()
+					} else {
+						f.cut()
+					}
+					return true
+				}
+				_, _ = io.WriteString(w, tt.answered)
+				_, _ = w.Write(transport.Status{Fault: &transport.Fault{Word: transport.WordLost}}.Append(nil, 2))
+				return true
+			})
+			err := l.Unlock(ctx)
+			if tt.twice {
+				if !errors.Is(err, context.Canceled) {
+					t.Fatalf("without an answer: %v", err)
+				}
+				err = l.Unlock(t.Context())
+			}
+			if !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+			f.setIntercept(nil)
+			if err := l.Unlock(t.Context()); err != nil {
+				t.Errorf("something is left to be released: %v", err)
+			}
+			if err := l.Lock(t.Context()); err != nil {
+				t.Errorf("locked again: %v", err)
+			}
+		})
+	}
+}
+
+// TestUnlockOfWhatWasLost asks once: then there is nothing that could not be known.
+func TestUnlockOfWhatWasLost(t *testing.T) {
+	for _, said := range []string{"", "lost 1 owner\n", "lost 1 limit\n"} {
+		f := newFake(t, 2, nil)
+		l := locker(t, Options{Locks: []string{"x"}}, f)
+		if err := l.Lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		f.setIntercept(func(q transport.Request, w io.Writer) bool {
+			if q.Verb != transport.VerbUnlock {
+				return false
+			}
+			_, _ = io.WriteString(w, said)
 			_, _ = w.Write(transport.Status{Fault: &transport.Fault{Word: transport.WordLost}}.Append(nil, 2))
 			return true
+		})
+		if err := l.Unlock(t.Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("told %q: %v", said, err)
 		}
-		return false
-	})
-	if err := l.Unlock(t.Context()); err != nil {
-		t.Errorf("got %v", err)
 	}
 }
 

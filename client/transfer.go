@@ -66,10 +66,10 @@ func (l *Locker) Relinquish(ctx context.Context) error {
 		}
 		err := l.release(ctx, &hold{l: l, locks: held.Locks, fence: held.Fence})
 		switch {
-		case err == nil:
-			found = true
-		case !errors.Is(err, ErrLost):
+		case !isOver(err):
 			return err
+		case !errors.Is(err, ErrLost):
+			found = true
 		}
 	}
 	if !found {

@@ -438,6 +438,16 @@ func (n *Node) answerPeer(ctx context.Context, method byte, payload []byte) ([]b
 		}
 		err := n.look(ctx, list)
 		return mustJSON(list), err
+	case askEnded:
+		var f fsm.Fence
+		if err := json.Unmarshal(payload, &f); err != nil {
+			return nil, fmt.Errorf("%w: %w", errPeerGarbage, err)
+		}
+		if n.replica == nil {
+			return nil, fmt.Errorf("%s is an agent", n.cfg.Name)
+		}
+		cause, err := n.Ended(ctx, f)
+		return mustJSON(cause), err
 	case askVoters:
 		return mustJSON(n.voterIDs(ctx)), nil
 	case askCharges:

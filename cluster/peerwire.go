@@ -89,6 +89,7 @@ const (
 	askStatus  = 's' // statusQuery -> fsm result
 	askTable   = 't' // stale flag -> time, snapshot of the table
 	askLook    = 'k' // []standing -> []standing
+	askEnded   = 'e' // fsm.Fence -> fsm.Cause: why that hold has ended
 	askVoters  = 'o' // -> ids of the servers with a vote
 	askDead    = 'd' // fsm.Process: DEAD_PID hint
 	askCharges = 'c' // place -> []charge: what ends with the processes of a place

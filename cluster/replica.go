@@ -26,6 +26,7 @@ type replica struct {
 	written  func(entryBytes int) // for the snapshot policy
 	mu       sync.RWMutex
 	machine  *fsm.Machine
+	ended    endings
 	index    uint64        // of the last entry applied
 	moved    chan struct{} // closed and replaced when index grows and someone waits
 	waiting  int
@@ -33,7 +34,7 @@ type replica struct {
 }
 
 func newReplica() *replica {
-	return &replica{machine: fsm.New(), moved: make(chan struct{})}
+	return &replica{machine: fsm.New(), ended: make(endings, rememberedEnds), moved: make(chan struct{})}
 }
 
 // Apply implements raft.FSM. Its answer is an fsm.Outcome, or an error if the
@@ -53,6 +54,7 @@ func (r *replica) Apply(l *raft.Log) any {
 	}
 	r.mu.Lock()
 	o := r.machine.Apply(e)
+	r.ended.note(o.Events)
 	r.index = l.Index
 	if r.waiting > 0 {
 		close(r.moved)

@@ -24,6 +24,7 @@ type sessionNode interface {
 	Attach(ctx context.Context, owner string, fence fsm.Fence, notify func(fsm.Event)) (sessionClaim, fsm.Result, error)
 	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	Status(ctx context.Context, owner string, locks []string) (fsm.Result, error)
+	Ended(ctx context.Context, fence fsm.Fence) (fsm.Cause, error)
 	Table(ctx context.Context, stale bool) (Table, error)
 	Dead(ctx context.Context, p fsm.Process) error
 	Anchor(p fsm.Process, fence fsm.Fence, over func()) (lift func(), err error)

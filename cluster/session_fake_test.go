@@ -19,6 +19,7 @@ import (
 type fakeNode struct {
 	mu     sync.Mutex
 	m      *fsm.Machine
+	ended  endings
 	now    fsm.Millis
 	inc    fsm.Incarnation
 	seq    uint64
@@ -33,7 +34,7 @@ type fakeNode struct {
 }
 
 func newFakeNode(t testing.TB) *fakeNode {
-	n := &fakeNode{m: fsm.New(), claims: make(map[uint64]*fakeClaim), anchors: make(map[fsm.Fence][]func())}
+	n := &fakeNode{m: fsm.New(), ended: make(endings, rememberedEnds), claims: make(map[uint64]*fakeClaim), anchors: make(map[fsm.Fence][]func())}
 	out := n.m.Apply(fsm.Entry{Proposals: []fsm.Proposal{{Command: fsm.NodeJoin{Name: "n1", Nonce: [16]byte{1}}}}})
 	n.inc = out.Results[0].Node
 	t.Cleanup(func() {
@@ -75,6 +76,7 @@ func (n *fakeNode) apply(c fsm.Command, claim *fakeClaim) fsm.Result {
 		n.claims[ask.Seq] = claim
 	}
 	out := n.m.Apply(fsm.Entry{Now: n.now, Proposals: []fsm.Proposal{{Ask: ask, Floor: ask.Seq, Command: c}}})
+	n.ended.note(out.Events)
 	var calls []func()
 	for _, e := range out.Events {
 		if e.Kind == fsm.EventReleased {
@@ -143,6 +145,15 @@ func (n *fakeNode) Status(_ context.Context, owner string, locks []string) (fsm.
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.m.Status(owner, locks), nil
+}
+
+func (n *fakeNode) Ended(_ context.Context, fence fsm.Fence) (fsm.Cause, error) {
+	if err := n.failure(); err != nil {
+		return fsm.CauseNone, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ended.cause(fence), nil
 }
 
 func (n *fakeNode) Table(context.Context, bool) (Table, error) {

@@ -95,9 +95,26 @@ func (s *session) unlock(q transport.Request) bool {
 	}
 	s.dropReleased(q)
 	if res.Code == fsm.NotHeld {
+		s.tellEnd(q)
 		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q)})
 	}
 	return s.answerAfter(q, res)
+}
+
+// tellEnd says what has ended a hold, if that is known: who asks for a release again, since
+// the answer was lost, learns so that it was this release.
+func (s *session) tellEnd(q transport.Request) {
+	if s.proto != 2 || q.Fence == 0 {
+		return
+	}
+	cause, err := s.node.Ended(s.ctx, fsm.Fence(q.Fence))
+	if err != nil {
+		s.log.Debug("how a hold has ended is not known", "fence", q.Fence, "error", err)
+		return
+	}
+	if cause != fsm.CauseNone {
+		s.out = transport.AppendLost(s.out, q.Fence, causeWord(cause), "")
+	}
 }
 
 // dropReleased drops the holds that a Release has ended.

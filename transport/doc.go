@@ -61,6 +61,7 @@
 // blocks may come
 //
 //	lost FENCE CAUSE [BY]  the hold is over: limit, lease, broken, process, undelivered, owner
+//	                       (before the answer to an UNLOCK that names it, too, if it was before that)
 //	moved HOST:PORT ...    the node stops; places in queues are kept a while for who asks there
 //
 // The error words are no_leader, too_long, too_many, bad_request, refused,

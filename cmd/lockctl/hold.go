@@ -122,7 +122,7 @@ func (h *heldLock) release(p *program) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
-	if err := h.locker.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) {
+	if err := h.locker.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) && !errors.Is(err, client.ErrUncertain) {
 		fmt.Fprintf(p.errs, "lockctl: cannot release the lock: %v; the cluster does it when it learns of the end of this process\n", err)
 	}
 	_ = h.locker.Close()

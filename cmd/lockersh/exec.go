@@ -167,7 +167,7 @@ func keep(socket string) int {
 	case <-ended:
 		ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 		defer cancel()
-		if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) {
+		if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) && !errors.Is(err, client.ErrUncertain) {
 			return exitUnavailable
 		}
 	case <-l.Lost():

@@ -372,7 +372,7 @@ func release(l *client.Locker) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
 	names := strings.Join(l.LockNames(), ":")
-	if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) {
+	if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) && !errors.Is(err, client.ErrUncertain) {
 		fmt.Fprintf(os.Stderr, "lockersh: cannot release the lock %s: %v; the cluster does it when it learns of the command's end\n", names, err)
 	}
 }
