@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sort"
 	"strconv"
@@ -60,24 +61,33 @@ type gossip struct {
 	list    *memberlist.Memberlist
 	deaths  *memberlist.TransmitLimitedQueue
 	changed chan struct{} // poked when members come, go or change
+	named   chan struct{} // poked when a name was heard
 
 	mu      sync.Mutex
 	members map[string]gossiped // by id
 	foreign map[string]bool     // clusters complained about
 
 	lastAddr map[string]string // peer addresses by id, of members long gone too
-	lastName map[string]string // and their names
+	lastName map[string]string // and their names, also of before this process
 }
 
 func (n *Node) openGossip() error {
 	g := &gossip{
 		node: n, log: n.log.Named("gossip"),
 		changed: make(chan struct{}, 1),
+		named:   make(chan struct{}, 1),
 		members: make(map[string]gossiped),
 		foreign: make(map[string]bool),
 
 		lastAddr: make(map[string]string),
 		lastName: make(map[string]string),
+	}
+	if g.notesNames() {
+		names, err := loadNames(n.cfg.DataDir)
+		if err != nil {
+			g.log.Warn("servers that stay away are known by their ids only", "error", err)
+		}
+		maps.Copy(g.lastName, names)
 	}
 	host, portText, err := net.SplitHostPort(n.cfg.Gossip)
 	if err != nil {
@@ -378,6 +388,10 @@ func (g *gossip) note(node *memberlist.Node) {
 			"name", m.Name, "addr", node.Address(), "cluster", m.Cluster, "own", own)
 	}
 	g.poke()
+	select {
+	case g.named <- struct{}{}:
+	default:
+	}
 }
 
 func (g *gossip) poke() {

@@ -173,6 +173,9 @@ func (n *Node) open() error {
 		}
 		n.run(n.watchLeader)
 		n.run(n.watchDisk)
+		if n.gossip != nil && n.gossip.notesNames() {
+			n.run(n.gossip.keepNames) // of Raft's servers
+		}
 		ln := n.mux.Listen(HeaderPeer)
 		n.run(func() { n.acceptPeers(ln) })
 		n.run(func() {

@@ -101,9 +101,15 @@ func freeUDP(t testing.TB) string {
 
 func (f *farm) leader() *Node {
 	f.t.Helper()
+	return f.leaderOf(f.nodes)
+}
+
+// leaderOf waits for a leader among nodes.
+func (f *farm) leaderOf(nodes []*Node) *Node {
+	f.t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for time.Now().Before(deadline) {
-		for _, n := range f.nodes {
+		for _, n := range nodes {
 			if n.office.Load() != nil {
 				return n
 			}
