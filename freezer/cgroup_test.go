@@ -237,8 +237,8 @@ func TestCgroupFoundThawed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := c.thaw(); err != nil || (h.broken() != "") != (by != "") {
-			t.Errorf("thawed by %q before: %v, %q", by, err, h.broken())
+		if err := c.thaw(); err != nil || (h.finish() != "") != (by != "") {
+			t.Errorf("thawed by %q before: %v, %q", by, err, h.finish())
 		}
 	}
 }

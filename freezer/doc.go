@@ -79,6 +79,11 @@
 //
 // No two guards hold the same: the second is refused ([ErrHeld]).
 //
+// What somebody else has thawed is let go of, and the freeze ends ([ErrBroken]): a cgroup at
+// once, as the kernel tells of it; file systems within about a second, as the guard has to
+// ask; processes at the thaw. A file system that somebody else thaws and freezes again
+// within that second is taken for the guard's own.
+//
 // Process numbers are those of our pid namespace, in which /proc has to be. Freezing
 // takes root.
 package freezer

@@ -149,7 +149,8 @@ func ThawFS(ctx context.Context, mount string) error {
 }
 
 // dismiss ends all guards that hold a file system, and does the work of those that
-// were killed. It says whether there was one.
+// were killed. It says whether there was one; one that has ended before, without being
+// asked, is none.
 func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 	for until := time.Now().Add(guardPatience); ; time.Sleep(lockPause) {
 		ours, err := holders(Dir(), f)
@@ -159,17 +160,17 @@ func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 		if time.Now().After(until) {
 			return true, fmt.Errorf("guard %d does not let go of %s", ours[0].Guard.pid, OneLine(f.path))
 		}
-		found = true
 		if slices.ContainsFunc(ours, func(h holder) bool { return h.lost }) {
 			if _, err := Recover(""); err != nil {
 				return true, err
 			}
+			found = true
 			continue
 		}
 		g, err := Adopt("", ours[0].ID)
 		switch {
 		case errors.Is(err, ErrThawed), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-			continue // it has ended meanwhile
+			continue // it has ended meanwhile, by itself
 		case err != nil:
 			return true, err
 		}
@@ -184,6 +185,7 @@ func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 		if err != nil && !errors.Is(err, ErrThawed) && !errors.Is(err, ErrDeadline) && !errors.Is(err, ErrGuardLost) {
 			return true, err
 		}
+		found = true
 	}
 }
 

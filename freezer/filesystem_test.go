@@ -347,7 +347,7 @@ func TestFSFrozenByOthers(t *testing.T) {
 		// And the other way round.
 		g, _ := freeze(t, Order{Targets: []Target{FileSystem(point)}, Timeout: 20 * time.Second})
 		command(t, "fsfreeze", "-u", point)
-		if s := query(t, point); s.Frozen || s.By == nil {
+		if s := query(t, point); s.Frozen { // its guard knows of it soon, or already
 			t.Errorf("%s, thawed by others: %+v", fstype, s)
 		}
 		if err := g.Thaw(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), point) {

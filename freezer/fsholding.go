@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,10 +27,12 @@ const (
 // fileSystem is a file system, whatever number of mounts it has, by one of them.
 type fileSystem struct {
 	*mount
-	path   string // as it was asked for
-	age    int    // of its first mount
-	fd     int    // of the directory; as long as it is open nobody can unmount it
-	frozen bool   // by us
+	path   string      // as it was asked for
+	age    int         // of its first mount
+	fd     int         // of the directory; as long as it is open nobody can unmount it
+	frozen atomic.Bool // by us, and to be undone
+	lost   atomic.Bool // thawed by somebody else
+	asking sync.Mutex  // somebody probes, or closes
 }
 
 // openFS opens what is mounted at a path.
@@ -59,6 +65,8 @@ func OneLine(name string) string {
 	}
 	return name
 }
+
+func (f *fileSystem) String() string { return "file system " + OneLine(f.path) }
 
 func (f *fileSystem) close() {
 	if f.fd >= 0 {
@@ -107,7 +115,7 @@ func (f *fileSystem) entry() entry {
 type fsHolding struct {
 	targets []Target
 	systems []*fileSystem // in the order in which they are frozen
-	thawed  string        // by somebody else
+	thawing atomic.Bool   // by us
 }
 
 func (h *fsHolding) open(at *host) error {
@@ -154,11 +162,11 @@ func (h *fsHolding) open(at *host) error {
 }
 
 // taken is the error for a file system that a guard has frozen. It is not ours to freeze
-// though somebody else has thawed it: that guard would thaw it when its time is up.
+// though somebody else has thawed it, as long as that guard does not know of it.
 func taken(path string, guard int, thawed bool) error {
 	err := fmt.Errorf("%s: %w by guard %d", OneLine(path), ErrAlreadyFrozen, guard)
 	if thawed {
-		err = fmt.Errorf("%w, and thawed by somebody since; run thawfs first, which ends the guard", err)
+		err = fmt.Errorf("%w, and thawed by somebody since: try again in a second, when the guard has noticed, or run thawfs first, which ends it", err)
 	}
 	return err
 }
@@ -217,7 +225,7 @@ func (h *fsHolding) freeze(ctx context.Context, note func(...entry) error, r *Re
 		if err := f.ioctl(fifreeze); err != nil {
 			return err
 		}
-		f.frozen = true
+		f.frozen.Store(true)
 		r.FileSystems = append(r.FileSystems, f.path)
 	}
 	if ctx.Err() != nil {
@@ -231,30 +239,89 @@ func (h *fsHolding) freeze(ctx context.Context, note func(...entry) error, r *Re
 // read-only until it is mounted anew. Nobody kills a guard that thaws without meaning
 // it.
 //
-// thaw closes what it has thawed: whoever is told of it may want to unmount it.
+// thaw does not wait for a probe that is on its way: the kernel may let that wait until
+// the thaw.
 func (h *fsHolding) thaw() error {
+	h.thawing.Store(true)
 	var failed error
 	for _, f := range slices.Backward(h.systems) {
-		if f.frozen {
-			switch err := f.ioctl(fithaw); {
-			case errors.Is(err, unix.EINVAL):
-				h.thawed = OneLine(f.path)
-			case err != nil:
-				failed = errors.Join(failed, err)
-				continue
-			}
-			f.frozen = false
+		if !f.frozen.Load() {
+			continue
 		}
-		f.close()
+		switch err := f.ioctl(fithaw); {
+		case errors.Is(err, unix.EINVAL):
+			f.lost.Store(true)
+		case err != nil:
+			failed = errors.Join(failed, err)
+			continue
+		}
+		f.frozen.Store(false)
 	}
 	return failed
 }
 
-// The kernel tells nobody of a thaw: it is found by ours.
-func (h *fsHolding) alarm() int        { return -1 }
-func (h *fsHolding) disturbed() string { return "" }
+// probePause is the time between two looks at what is frozen. Who thaws it and freezes it
+// again between two of them is not noticed.
+const probePause = time.Second
 
-func (h *fsHolding) broken() string { return h.thawed }
+// await asks, as the kernel tells nobody of a thaw. What somebody else has thawed is not
+// ours any more: a freeze that comes after that is somebody else's, and theirs to thaw.
+func (h *fsHolding) await() string {
+	var known []*fileSystem
+	for _, f := range h.systems {
+		if f.tells() {
+			known = append(known, f)
+		}
+	}
+	for len(known) > 0 {
+		time.Sleep(probePause)
+		for _, f := range known {
+			frozen, err := f.look()
+			switch {
+			case h.thawing.Load():
+				return ""
+			case err == nil && !frozen:
+				f.lost.Store(true)
+				f.frozen.Store(false)
+			}
+		}
+		if lost := h.lost(); lost != "" {
+			return lost
+		}
+	}
+	return ""
+}
+
+// lost names what somebody else has thawed, as far as is known.
+func (h *fsHolding) lost() string {
+	var names []string
+	for _, f := range h.systems {
+		if f.lost.Load() {
+			names = append(names, f.String())
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// look is a probe that a close waits for.
+func (f *fileSystem) look() (frozen bool, err error) {
+	f.asking.Lock()
+	defer f.asking.Unlock()
+	if f.fd < 0 {
+		return false, unix.EBADF
+	}
+	return f.probe()
+}
+
+// finish closes the directories: whoever is told of the thaw may want to unmount them.
+func (h *fsHolding) finish() string {
+	for _, f := range h.systems {
+		f.asking.Lock()
+		f.close()
+		f.asking.Unlock()
+	}
+	return h.lost()
+}
 
 func (h *fsHolding) release() {
 	for _, f := range h.systems {

@@ -19,6 +19,16 @@ const (
 	fsconfigConfigure = 7
 )
 
+// Words for the kernel: a guard that asks again and again makes none anew.
+var (
+	emptyPath  = cString("")
+	norecovery = cString("norecovery")
+	inode32    = cString("inode32")
+)
+
+// cString is for names that have no zero in them.
+func cString(s string) *byte { return unsafe.StringData(s + "\x00") }
+
 // probe asks the kernel whether a file system is frozen. It does not tell; but a
 // change of the options is refused with EBUSY when it is, before anything is looked at.
 // So the change of nothing is asked for (fspick(2), fsconfig(2)).
@@ -29,8 +39,7 @@ func (f *fileSystem) probe() (bool, error) {
 		}
 		return false, fmt.Errorf("%w: the kernel does not tell of %s", ErrUnknown, f.fstype)
 	}
-	empty := []byte{0}
-	pick, _, errno := unix.Syscall(unix.SYS_FSPICK, uintptr(f.fd), uintptr(unsafe.Pointer(&empty[0])), fspickEmptyPath|1)
+	pick, _, errno := unix.Syscall(unix.SYS_FSPICK, uintptr(f.fd), uintptr(unsafe.Pointer(emptyPath)), fspickEmptyPath|1)
 	if errno != 0 {
 		return false, fmt.Errorf("ask for its options: %w", errno)
 	}
@@ -39,17 +48,15 @@ func (f *fileSystem) probe() (bool, error) {
 		// For xfs nothing is not nothing: inode32 would become inode64. A file system
 		// that may be written to refuses norecovery, so nothing is changed; one that
 		// may not gets what it has.
-		options := []string{"norecovery"}
-		if f.option("inode32") {
-			options = append(options, "inode32")
+		err := fsconfig(int(pick), fsconfigFlag, norecovery, nil)
+		if err == nil && f.option("inode32") {
+			err = fsconfig(int(pick), fsconfigFlag, inode32, nil)
 		}
-		for _, o := range options {
-			if err := fsconfig(int(pick), fsconfigFlag, o, ""); err != nil {
-				return false, fmt.Errorf("ask for its options: %w", err)
-			}
+		if err != nil {
+			return false, fmt.Errorf("ask for its options: %w", err)
 		}
 	}
-	err := fsconfig(int(pick), fsconfigConfigure, "", "")
+	err := fsconfig(int(pick), fsconfigConfigure, nil, nil)
 	switch {
 	case err == unix.EBUSY:
 		return true, nil
@@ -71,23 +78,8 @@ func (f *fileSystem) tells() bool {
 	return false
 }
 
-func fsconfig(fd int, command uintptr, key, value string) error {
-	var k, v unsafe.Pointer
-	if key != "" {
-		p, err := unix.BytePtrFromString(key)
-		if err != nil {
-			return err
-		}
-		k = unsafe.Pointer(p)
-	}
-	if value != "" {
-		p, err := unix.BytePtrFromString(value)
-		if err != nil {
-			return err
-		}
-		v = unsafe.Pointer(p)
-	}
-	_, _, errno := unix.Syscall6(unix.SYS_FSCONFIG, uintptr(fd), command, uintptr(k), uintptr(v), 0, 0)
+func fsconfig(fd int, command uintptr, key, value *byte) error {
+	_, _, errno := unix.Syscall6(unix.SYS_FSCONFIG, uintptr(fd), command, uintptr(unsafe.Pointer(key)), uintptr(unsafe.Pointer(value)), 0, 0)
 	if errno != 0 {
 		return errno
 	}

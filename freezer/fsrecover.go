@@ -90,21 +90,20 @@ func thawUnmounted(e *entry) (bool, error) {
 
 // mountNowhere returns the root directory of a mount that ends when it is closed.
 func mountNowhere(fstype, source, flag string) (int, error) {
-	name, err := unix.BytePtrFromString(fstype)
-	if err != nil {
-		return -1, err
+	if strings.Contains(fstype+source, "\x00") {
+		return -1, fmt.Errorf("mount it: %w", unix.EINVAL)
 	}
-	fc, _, errno := unix.Syscall(unix.SYS_FSOPEN, uintptr(unsafe.Pointer(name)), 1, 0)
+	fc, _, errno := unix.Syscall(unix.SYS_FSOPEN, uintptr(unsafe.Pointer(cString(fstype))), 1, 0)
 	if errno != 0 {
 		return -1, fmt.Errorf("fsopen: %w", errno)
 	}
 	defer unix.Close(int(fc))
-	err = fsconfig(int(fc), fsconfigString, "source", source)
+	err := fsconfig(int(fc), fsconfigString, cString("source"), cString(source))
 	if err == nil && flag != "" {
-		err = fsconfig(int(fc), fsconfigFlag, flag, "")
+		err = fsconfig(int(fc), fsconfigFlag, cString(flag), nil)
 	}
 	if err == nil {
-		err = fsconfig(int(fc), fsconfigCreate, "", "")
+		err = fsconfig(int(fc), fsconfigCreate, nil, nil)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("mount it: %w", err)

@@ -207,7 +207,7 @@ func (g *guard) obey(o *Order) int {
 			g.journal.rec.Since = time.Now()
 			g.title()
 			g.tell(message{Op: opFrozen, Report: &g.report, State: g.state()})
-			go keepWatch(g.holdings, func(what string) {
+			keepWatch(g.holdings, func(what string) {
 				g.events <- event{msg: message{Op: opDisturbed, Error: what}}
 			})
 		case e := <-g.events:
@@ -366,10 +366,11 @@ func (g *guard) end(op string, why error) int {
 		_ = os.Remove(g.socketPath())
 		failed = g.journal.remove()
 	}
-	if why == nil {
-		why = brokenBy(g.holdings)
-	}
-	if failed != nil {
+	if failed == nil {
+		if broken := finishAll(g.holdings); why == nil {
+			why = broken
+		}
+	} else {
 		why = fmt.Errorf("%w: %w", ErrNotThawed, failed)
 	}
 	m := message{Op: op}

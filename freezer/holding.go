@@ -34,14 +34,14 @@ type holding interface {
 	// thaw undoes all that freeze has done, however far it came. It is called again
 	// after an error. It neither blocks for long nor needs memory or files.
 	thaw() error
-	// alarm is a descriptor that poll(2) has POLLPRI for when something may have been
-	// thawed by somebody else; -1 if there is none. disturbed is called then, while
-	// everything is frozen, and says what has been; empty if nothing. It may be called by another
-	// goroutine.
-	alarm() int
-	disturbed() string
-	// broken says what thaw has found thawed by somebody else; empty if nothing.
-	broken() string
+	// await waits until somebody else has thawed something of it, and says what; empty if
+	// that cannot be known before the thaw, or matters no more. It is called when all is
+	// frozen, in a goroutine of its own that lasts as long as the process: beside thaw,
+	// which does not wait for it.
+	await() string
+	// finish closes what others may wait for once all is thawed, and says what thaw has
+	// found thawed by somebody else; empty if nothing.
+	finish() string
 	// release closes what open has opened.
 	release()
 }
@@ -128,10 +128,9 @@ func (w *walkHolding) thaw() error {
 }
 
 // Who is continued by others is found by the thaw.
-func (w *walkHolding) alarm() int        { return -1 }
-func (w *walkHolding) disturbed() string { return "" }
+func (w *walkHolding) await() string { return "" }
 
-func (w *walkHolding) broken() string {
+func (w *walkHolding) finish() string {
 	if w.walk == nil {
 		return ""
 	}
@@ -185,10 +184,21 @@ func (c *cgroupHolding) thaw() error {
 	return c.cg.thaw()
 }
 
-func (c *cgroupHolding) alarm() int        { return c.cg.event }
-func (c *cgroupHolding) disturbed() string { return c.cg.disturbed() }
+// await is told by the kernel.
+func (c *cgroupHolding) await() string {
+	polls := []unix.PollFd{{Fd: int32(c.cg.event), Events: unix.POLLPRI}}
+	for {
+		// What has been before is seen now: an alarm is of the time after this.
+		if what := c.cg.disturbed(); what != "" {
+			return what
+		}
+		if _, err := unix.Poll(polls, -1); err != nil && err != unix.EINTR {
+			return "" // the thaw finds it
+		}
+	}
+}
 
-func (c *cgroupHolding) broken() string {
+func (c *cgroupHolding) finish() string {
 	if c.cg == nil {
 		return ""
 	}
@@ -213,39 +223,25 @@ func thawAll(all []holding) error {
 	return failed
 }
 
-// keepWatch calls lost with what somebody else has thawed of holdings, once at most.
+// keepWatch calls lost with what somebody else has thawed of holdings, as soon as that is
+// known, from other goroutines.
 func keepWatch(all []holding, lost func(string)) {
-	var polls []unix.PollFd
-	var whose []holding
 	for _, h := range all {
-		if fd := h.alarm(); fd >= 0 {
-			polls = append(polls, unix.PollFd{Fd: int32(fd), Events: unix.POLLPRI})
-			whose = append(whose, h)
-		}
-	}
-	if len(polls) == 0 {
-		return
-	}
-	for {
-		// What has been before is seen now: an alarm is of the time after this.
-		for _, h := range whose {
-			if what := h.disturbed(); what != "" {
+		go func() {
+			if what := h.await(); what != "" {
 				lost(what)
-				return
 			}
-		}
-		if _, err := unix.Poll(polls, -1); err != nil && err != unix.EINTR {
-			return // broken finds it at the thaw
-		}
+		}()
 	}
 }
 
-// brokenBy is the error for what others have thawed of holdings before; nil if nothing.
-func brokenBy(all []holding) error {
+// finishAll is for when all is thawed: the error is for what others had thawed before; nil
+// if nothing.
+func finishAll(all []holding) (broken error) {
 	for _, h := range all {
-		if what := h.broken(); what != "" {
-			return fmt.Errorf("%w: %s", ErrBroken, what)
+		if what := h.finish(); what != "" && broken == nil {
+			broken = fmt.Errorf("%w: %s", ErrBroken, what)
 		}
 	}
-	return nil
+	return broken
 }
