@@ -27,6 +27,7 @@ type duty struct {
 	freeze chan struct{} // closed when all nodes are ready
 	over   chan struct{} // closed when it is to be undone
 	past   chan struct{} // closed when it is prepared, or never will be
+	tried  chan struct{} // closed when it is frozen, or never will be
 
 	// Guarded by orders.mu.
 	cause  fsm.ThawCause // of over
@@ -45,7 +46,7 @@ func newDuty(s *orders, o *fsm.Order, inc fsm.Incarnation) *duty {
 			Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, By: o.By,
 			Timeout: timeoutOf(o.Timeout), Lease: leasePerGrace * s.node.cfg.OrderGrace,
 		},
-		freeze: make(chan struct{}), over: make(chan struct{}), past: make(chan struct{}), wake: make(chan struct{}, 1),
+		freeze: make(chan struct{}), over: make(chan struct{}), past: make(chan struct{}), tried: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	d.ctx, d.cancel = context.WithCancel(s.node.ctx)
 	return d
@@ -130,6 +131,8 @@ func (d *duty) ended() (fsm.ThawCause, string) {
 // run carries it out, from the first word to the last report.
 func (d *duty) run() {
 	defer d.cancel()
+	tried := sync.OnceFunc(func() { close(d.tried) })
+	defer tried()
 	n := d.orders.node
 	log := n.log.With("order", d.order, "action", d.task.Action, "by", d.task.By)
 	if cause, _ := d.ended(); cause != fsm.ThawNone {
@@ -153,8 +156,10 @@ func (d *duty) run() {
 	d.lease(prepared)
 	d.say(fsm.OrderReport{State: fsm.PartReady})
 	if d.awaitGo(prepared) {
+		d.awaitEarlier()
 		began := time.Now()
 		text, err := prepared.Freeze(d.ctx)
+		tried()
 		if err != nil {
 			d.undo(prepared) // nothing is frozen; the guard is to go
 			if cause, _ := d.ended(); cause != fsm.ThawNone {
@@ -244,6 +249,36 @@ func (s *orders) before(id fsm.OrderID) (list []<-chan struct{}) {
 	for _, d := range s.duties {
 		if d.order < id {
 			list = append(list, d.past)
+		}
+	}
+	return list
+}
+
+// awaitEarlier waits until the earlier orders are frozen here that are to be: for the same
+// reason, as all may have been prepared before one of them was frozen.
+func (d *duty) awaitEarlier() {
+	for _, tried := range d.orders.going(d.order) {
+		select {
+		case <-tried:
+		case <-d.ctx.Done():
+			return
+		}
+	}
+}
+
+// going gives the moments at which the orders up to one are frozen here that all nodes
+// are ready for.
+func (s *orders) going(id fsm.OrderID) (list []<-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.duties {
+		if d.order >= id {
+			continue
+		}
+		select {
+		case <-d.freeze:
+			list = append(list, d.tried)
+		default:
 		}
 	}
 	return list

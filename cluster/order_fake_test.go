@@ -24,7 +24,8 @@ type fakeExecutor struct {
 	closed  bool
 	stubbed int // how often a thaw is to fail
 	rng     *rand.Rand
-	single  bool // one order is in the way of the next
+	single  bool // one order is in the way of the next, once it is prepared
+	narrow  bool // once it is frozen, as it is for real
 }
 
 // fakeFreeze is one order at one host.
@@ -63,7 +64,7 @@ func (x *fakeExecutor) pass(ctx context.Context, step string) error {
 	x.mu.Lock()
 	gate := x.gates[step]
 	took, err := time.Duration(0), error(nil)
-	if !strings.HasPrefix(step, "prepare ") {
+	if !strings.Contains(step, " ") {
 		took, err = x.mood(step)
 	}
 	x.mu.Unlock()
@@ -132,11 +133,18 @@ func (x *fakeExecutor) Close() error {
 
 func (f *fakeFreeze) Freeze(ctx context.Context) (string, error) {
 	x := f.exec
-	if err := x.pass(ctx, "freeze"); err != nil {
-		return "", err
+	for _, step := range []string{"freeze", fmt.Sprint("freeze ", f.task.Order)} {
+		if err := x.pass(ctx, step); err != nil {
+			return "", err
+		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	for _, g := range x.spans {
+		if x.narrow && g.cause == "" && !g.frozen.IsZero() {
+			return "", fmt.Errorf("order %d is in the way", g.task.Order)
+		}
+	}
 	switch {
 	case x.broken != nil:
 		return "", x.broken

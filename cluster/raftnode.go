@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -152,6 +153,11 @@ func (n *Node) bootstrap(conf *raft.Config, stores *Stores, log raft.LogStore) e
 func (n *Node) entryApplied(o fsm.Outcome) {
 	if len(o.Events) > 0 {
 		if n.office.Load() != nil {
+			if slices.ContainsFunc(o.Events, func(e fsm.Event) bool { return e.Kind == fsm.EventOrderOpened }) {
+				// Before this order everybody has to hear of the earlier ones: what was said
+				// of them may have been lost with a connection.
+				n.remind()
+			}
 			n.peers.push(o.Events)
 		}
 		n.ledger.deliver(o.Events)
