@@ -45,12 +45,17 @@ type batch struct {
 	Dir      string        `json:"dir,omitempty"`   // of the contexts; empty for one in the working directory, when asked for
 	Every    time.Duration `json:"every,omitempty"` // ns from one to the next
 	Compress bool          `json:"zstd,omitempty"`
+	Wait     time.Duration `json:"wait"`            // ns that the command may take to ask for a checkpoint that it was told of
 	Ended    uint64        `json:"ended,omitempty"` // fence of the job's last run that ended by itself
 	Verbose  bool          `json:"verbose,omitempty"`
 
 	translate  func()
 	terminated atomic.Bool
 }
+
+// sigDrain is what lockersh sends a runner for SIGTERM: save the command, and end it in any
+// case. Of the signals that ask for a checkpoint the higher one has the say.
+const sigDrain = self.SIGCKPTEXIT + 1
 
 // exitOS is for a job that cannot be restored on this host (EX_OSERR of sysexits.h).
 const exitOS = 71
@@ -65,11 +70,12 @@ type runner struct {
 
 	asked     bool // somebody has sent a signal that ends it
 	leaving   bool // it has been checkpointed and ended
-	attempts  chan error
+	attempts  chan attempt
 	cancel    context.CancelFunc // of the checkpoint that is being made, or nil
 	making    syscall.Signal     // what that one is for
 	next      syscall.Signal     // what another one is wanted for
 	timer     *time.Timer
+	door      door
 	status    syscall.WaitStatus
 	ended     chan struct{}
 	haveSaved bool // there is a context
@@ -84,14 +90,14 @@ func (r *runner) say(format string, args ...any) {
 func runBatch(args []string) int {
 	// The command is killed when the thread ends that has started or restored it.
 	runtime.LockOSThread()
-	r := &runner{argv: args[1:], attempts: make(chan error, 1), ended: make(chan struct{})}
+	r := &runner{argv: args[1:], attempts: make(chan attempt, 1), ended: make(chan struct{}), door: newDoor()}
 	if err := json.Unmarshal([]byte(args[0]), &r.batch); err != nil || len(r.argv) == 0 {
 		return exitUsage
 	}
 	signals := make(chan os.Signal, 64)
 	for _, s := range []os.Signal{
 		syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
-		self.SIGCKPT, self.SIGCKPTEXIT,
+		self.SIGCKPT, self.SIGCKPTEXIT, sigDrain,
 	} {
 		if !signal.Ignored(s) {
 			signal.Notify(signals, s)
@@ -107,12 +113,18 @@ func runBatch(args []string) int {
 		r.say("%v", err)
 		return exitUnavailable
 	}
-	if code, err := r.begin(); err != nil {
+	if err := r.openDoor(); err != nil { // before there is somebody who would come
 		r.say("%v", err)
-		return code
-	} else if r.root == 0 {
+		return exitOS
+	}
+	if code, err := r.begin(); err != nil || r.root == 0 {
+		r.closeDoor()
+		if err != nil {
+			r.say("%v", err)
+		}
 		return code
 	}
+	close(r.door.known)
 	go func() {
 		_ = job.Reap(func(pid int, status syscall.WaitStatus) bool {
 			if pid == r.root {
@@ -212,15 +224,17 @@ func (r *runner) start() (code int, err error) {
 
 // watch makes checkpoints until the command has ended.
 func (r *runner) watch(signals <-chan os.Signal) {
-	r.timer = time.NewTimer(time.Hour)
+	r.timer, r.door.patience = time.NewTimer(time.Hour), time.NewTimer(time.Hour)
 	r.timer.Stop()
+	r.door.patience.Stop()
 	r.later()
 	defer r.timer.Stop()
+	defer r.door.patience.Stop()
 	for {
 		select {
 		case <-r.ended:
 			if r.cancel != nil {
-				if r.making != self.SIGCKPTEXIT {
+				if r.making < self.SIGCKPTEXIT {
 					r.cancel()
 				}
 				r.finished(<-r.attempts)
@@ -229,7 +243,11 @@ func (r *runner) watch(signals <-chan os.Signal) {
 		case err := <-r.attempts:
 			r.finished(err)
 		case <-r.timer.C:
-			r.make(self.SIGCKPT)
+			r.want(self.SIGCKPT)
+		case <-r.door.patience.C:
+			r.declined()
+		case q := <-r.door.wishes:
+			r.take(q)
 		case s := <-signals:
 			r.obey(s.(syscall.Signal))
 		}
@@ -245,15 +263,14 @@ func (r *runner) later() {
 
 func (r *runner) obey(s syscall.Signal) {
 	switch s {
-	case self.SIGCKPTEXIT:
-		if r.making == self.SIGCKPTEXIT || r.next == self.SIGCKPTEXIT {
-			// The second one is impatient.
-			r.cancel()
+	case sigDrain:
+		if r.making == s || r.next == s || r.door.told == s {
+			r.hurry() // who sends it again is impatient
 			return
 		}
-		r.make(s)
-	case self.SIGCKPT:
-		r.make(s)
+		r.want(s)
+	case self.SIGCKPT, self.SIGCKPTEXIT:
+		r.want(s)
 	case syscall.SIGTERM:
 		r.asked = true
 		if r.series == nil {
@@ -262,8 +279,9 @@ func (r *runner) obey(s syscall.Signal) {
 		}
 		// lockersh itself sends the other signal instead: this is the loss of the lock, and
 		// all processes of the command have been sent it.
-		r.Every = 0
+		r.Every, r.next = 0, 0
 		r.timer.Stop()
+		r.forgive()
 		if r.cancel != nil {
 			r.cancel()
 		}
@@ -273,50 +291,75 @@ func (r *runner) obey(s syscall.Signal) {
 	}
 }
 
-// make begins a checkpoint, or has one made after the one that is being made.
-func (r *runner) make(why syscall.Signal) {
-	if r.cancel != nil {
+// want has the command saved: by itself if it looks at the signal, or else at once.
+func (r *runner) want(why syscall.Signal) {
+	switch {
+	case r.door.told >= why:
+	case r.cancel != nil || r.door.told != 0:
 		r.next = max(r.next, why)
-		return
+	case !r.tell(why):
+		r.make(why)
 	}
-	order := checkpoint.Order{
+}
+
+// order is what is the same in all checkpoints.
+func (r *runner) order() checkpoint.Order {
+	o := checkpoint.Order{
 		Target: checkpoint.Tree(r.root), CRIU: r.criu, Compress: r.Compress,
 		Locks: []checkpoint.Lock{{Name: r.Lock}},
 	}
 	if r.series != nil {
-		order.File, order.Exclusive = r.series.next(), true
-		order.Locks[0].Fence = r.series.fence
-	} else {
-		order.File = fmt.Sprintf("context.%d", r.root)
+		o.File, o.Exclusive = r.series.next(), true
+		o.Locks[0].Fence = r.series.fence
 	}
-	if why == self.SIGCKPTEXIT {
-		order.Signal = syscall.SIGKILL
+	return o
+}
+
+// make begins a checkpoint.
+func (r *runner) make(why syscall.Signal) {
+	o := r.order()
+	if r.series == nil {
+		o.File = fmt.Sprintf("context.%d", r.root)
 	}
-	var ctx context.Context
-	ctx, r.cancel = context.WithCancel(context.Background())
+	if why >= self.SIGCKPTEXIT {
+		o.Signal = syscall.SIGKILL
+	}
+	r.attempt(context.Background(), why, o, r.series != nil, nil)
+}
+
+// attempt is a checkpoint that has come to an end.
+type attempt struct {
+	report *checkpoint.Report
+	err    error
+	from   *wish // nil if it was us who wanted it
+}
+
+// attempt begins one. With quiet the command must not have locked the fence's file.
+func (r *runner) attempt(ctx context.Context, why syscall.Signal, o checkpoint.Order, quiet bool, from *wish) {
+	ctx, r.cancel = context.WithCancel(ctx)
 	r.making = why
 	go func() {
-		if r.series != nil {
-			quiet, err := holdCommits(ctx, r.Name)
+		a := attempt{from: from}
+		defer func() { r.attempts <- a }()
+		if quiet {
+			held, err := holdCommits(ctx, r.Name)
 			if err != nil {
-				r.attempts <- err
+				a.err = err
 				return
 			}
-			defer quiet.Close()
-			if order.Signal == 0 {
-				order.Copied = func() { _ = quiet.Close() }
+			defer held.Close()
+			if o.Signal == 0 {
+				o.Copied = func() { _ = held.Close() }
 			}
 		}
-		report, err := checkpoint.Checkpoint(ctx, order)
-		if err == nil && (r.Verbose || r.series == nil) {
-			r.say("checkpoint %s: %d bytes, it stood still for %v", filepath.Base(order.File), report.Size, report.Pause.Round(time.Millisecond))
+		if a.report, a.err = checkpoint.Checkpoint(ctx, o); a.err == nil && (r.Verbose || r.series == nil) {
+			r.say("checkpoint %s: %d bytes, it stood still for %v", filepath.Base(o.File), a.report.Size, a.report.Pause.Round(time.Millisecond))
 		}
-		r.attempts <- err
 	}()
 }
 
 // finished is for the end of a checkpoint.
-func (r *runner) finished(err error) {
+func (r *runner) finished(a attempt) {
 	r.cancel()
 	r.cancel = nil
 	why := r.making
@@ -328,33 +371,50 @@ func (r *runner) finished(err error) {
 	default:
 	}
 	switch {
-	case err == nil:
+	case a.err == nil:
 		r.haveSaved = true
-		r.leaving = why == self.SIGCKPTEXIT
+		r.leaving = why >= self.SIGCKPTEXIT
 		if r.series != nil {
 			r.series.prune()
 		}
 	case gone: // it ended meanwhile, and that is what counts
 	default:
-		r.say("%v", err)
-		if why == self.SIGCKPTEXIT {
-			r.say("so it is told to end without")
-			r.asked = true
-			_ = syscall.Kill(-r.root, syscall.SIGTERM)
-		}
+		r.failed(why, a.err)
+	}
+	if a.from != nil {
+		a.from.answer <- a
 	}
 	if gone || r.leaving {
 		return
 	}
+	r.goOn()
+}
+
+// failed says why there is no checkpoint, and ends a command that was to end.
+func (r *runner) failed(why syscall.Signal, err error) {
+	r.say("%v", err)
+	if why == sigDrain {
+		r.say("so it is told to end without")
+		r.asked = true
+		_ = syscall.Kill(-r.root, syscall.SIGTERM)
+	}
+}
+
+// goOn does what is wanted next.
+func (r *runner) goOn() {
 	r.later()
-	if next := r.next; next != 0 {
+	if q := r.door.waits; q != nil {
+		r.door.waits = nil
+		r.take(q)
+	} else if next := r.next; next != 0 {
 		r.next = 0
-		r.make(next)
+		r.want(next)
 	}
 }
 
 // end ends as the command did.
 func (r *runner) end() int {
+	r.closeDoor()
 	byItself := !r.leaving && !r.asked && r.status.Exited()
 	if r.series != nil {
 		forgetFence(r.Name)

@@ -24,6 +24,7 @@ import (
 const (
 	everyDefault      = 5 * time.Minute
 	batchLeaseDefault = 30 * time.Second
+	waitDefault       = time.Minute
 	// leastEvery keeps a typing error from having a command stand still all the time.
 	leastEvery = 100 * time.Millisecond
 )
@@ -33,14 +34,18 @@ func (s *settings) readBatch(r *raw) error {
 	switch {
 	case r.checkpoint == "" && (r.zstd && !r.checkpointable || time.Duration(r.every) != everyDefault):
 		return errors.New("--checkpoint-every and --checkpoint-zstd go with --checkpoint")
+	case r.checkpoint == "" && !r.checkpointable && time.Duration(r.wait) != waitDefault:
+		return errors.New("--checkpoint-wait goes with --checkpoint or --checkpointable")
 	case r.checkpoint == "" && !r.checkpointable:
 		return nil
+	case r.wait <= 0:
+		return fmt.Errorf("--checkpoint-wait %v: it has to be more than nothing", time.Duration(r.wait))
 	case r.exec:
 		return errors.New("a checkpoint needs lockersh to stay and make it; --checkpoint and --checkpointable do not go with --exec")
 	case r.waitAll:
 		return errors.New("what is checkpointed is the command and what descends from it; --checkpoint and --checkpointable do not go with --wait-all")
 	}
-	s.batch = &batch{Compress: r.zstd, Verbose: r.verbose}
+	s.batch = &batch{Compress: r.zstd, Verbose: r.verbose, Wait: time.Duration(r.wait)}
 	s.batch.Lock = s.lockNames()
 	if r.checkpoint == "" {
 		return nil
@@ -151,7 +156,7 @@ func (b *batch) notify(s *settings) <-chan os.Signal {
 			case sig = <-all:
 				if sig == syscall.SIGTERM && b.Dir != "" {
 					b.terminated.Store(true)
-					sig = self.SIGCKPTEXIT
+					sig = sigDrain
 				}
 			}
 			translated <- sig

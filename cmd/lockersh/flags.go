@@ -64,6 +64,10 @@ CRIU, a lease (30 s if none is given), output to files, and a command that may
 do again what it did since it was saved, with the fence of now: that is in the
 file LOCKERSH_FENCE_FILE, and while that is locked (flock) nothing is saved.
 
+With --checkpointable the command may ask for checkpoints itself (cr_checkpoint
+--self). A signal that asks for one is sent on to it if it catches that. Saved
+and ended its status is 169, and the lock is free.
+
 Environment:
   IPCLOCKER_HOST  servers: host, host:port or [v6]:port, with colons between
                   (default localhost)
@@ -130,7 +134,7 @@ type raw struct {
 	list, json             bool
 	checkpointable, zstd   bool
 	checkpoint             string
-	every                  getopt.Seconds
+	every, wait            getopt.Seconds
 }
 
 func flags(r *raw) *pflag.FlagSet {
@@ -152,7 +156,9 @@ func flags(r *raw) *pflag.FlagSet {
 	r.every = getopt.Seconds(everyDefault)
 	fs.Var(&r.every, "checkpoint-every", "time from one checkpoint to the next")
 	fs.BoolVar(&r.zstd, "checkpoint-zstd", false, "compress the checkpoints")
-	fs.BoolVar(&r.checkpointable, "checkpointable", false, "make a checkpoint on signal 40 (RTMIN+6), and on 41 end as well; without --checkpoint in the file context.PID")
+	fs.BoolVar(&r.checkpointable, "checkpointable", false, "make a checkpoint when the command asks for one, and on signal 40 (RTMIN+6), and on 41 end as well; without --checkpoint in the file context.PID")
+	r.wait = getopt.Seconds(waitDefault)
+	fs.Var(&r.wait, "checkpoint-wait", "time that a command which catches these signals itself may take until it asks for its checkpoint")
 	fs.BoolVar(&r.waitAll, "wait-all", false, "hold the lock until everything that the command started has ended, daemons too")
 	fs.BoolVar(&r.exec, "exec", false, "run the command in place of lockersh, in the same process, as IPC::Locker does")
 	fs.StringVar(&r.process, "for", "", "take the lock for the process `PID` and run nothing: it holds the lock until it ends")

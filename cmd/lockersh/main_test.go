@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
@@ -15,7 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -25,21 +28,50 @@ const patience = 20 * time.Second
 func TestMain(m *testing.M) {
 	job.AtGate()
 	checkpoint.AtStage()
-	testscript.Main(m, map[string]func(){"lockersh": main, keeperName: main, batchName: main})
+	testscript.Main(m, map[string]func(){"lockersh": main, keeperName: main, batchName: main, "aware": aware})
 }
 
-// lockerd is the server under the scripts, built once.
+// lockerd is the server under the scripts, in a directory with other commands that they
+// use, built once.
 var lockerd = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "lockersh-test")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "lockerd")
-	if out, err := exec.Command("go", "build", "-o", path, "../lockerd").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", dir, "../lockerd", "../cr_checkpoint", "../cr_restart").CombinedOutput(); err != nil {
 		return "", errors.New(string(out))
 	}
-	return path, nil
+	return filepath.Join(dir, "lockerd"), nil
 })
+
+// aware is aware FILE: a program that checkpoints itself when it is asked to, and says how
+// that went, until there is a file "end".
+func aware() {
+	said, err := os.OpenFile("said", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		os.Exit(1)
+	}
+	asked := make(chan os.Signal, 8)
+	if err := self.Notify(asked); err != nil {
+		os.Exit(1)
+	}
+	fmt.Fprintln(said, "ready")
+	for {
+		select {
+		case s := <-asked:
+			ask := freezer.Checkpoint
+			if s == self.SIGCKPTEXIT {
+				ask = freezer.CheckpointAndExit
+			}
+			restored, err := ask(os.Args[1])
+			fmt.Fprintln(said, map[bool]string{false: "saved", true: "restored"}[restored], err)
+		case <-time.After(10 * time.Millisecond):
+			if _, err := os.Stat("end"); err == nil {
+				os.Exit(6)
+			}
+		}
+	}
+}
 
 // TestScripts runs testdata/*.txtar, each with a cluster of one node of its own.
 // Besides the commands of testscript they have:
@@ -53,6 +85,10 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(server)) })
+	example, err := filepath.Abs("../../docs/examples/checkpoint.c")
+	if err != nil {
+		t.Fatal(err)
+	}
 	criu, missing := checkpoint.Find(t.Context())
 	if os.Geteuid() != 0 {
 		missing = errors.New("it takes root to checkpoint processes")
@@ -79,6 +115,8 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("IPCLOCKER_PORT", filepath.Join(env.WorkDir, "sock"))
 			env.Setenv("USER", "tester")
+			env.Setenv("COMMANDS", filepath.Dir(server))
+			env.Setenv("CHECKPOINT_C", example)
 			if missing == nil {
 				env.Setenv("LOCKERD_CRIU", criu.Path)
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -108,4 +109,24 @@ func statusNumber(pid int, field string) int {
 	word, _, _ := strings.Cut(rest, "\n")
 	n, _ := strconv.Atoi(strings.TrimSpace(word))
 	return n
+}
+
+// Processes lists a process and its descendants, each after its parent.
+func Processes(root int) (pids []int, err error) {
+	all, err := readTable()
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for pid, p := range all {
+		children[p.parent] = append(children[p.parent], pid)
+	}
+	if _, ok := all[root]; ok {
+		pids = []int{root}
+	}
+	for i := 0; i < len(pids); i++ {
+		slices.Sort(children[pids[i]])
+		pids = append(pids, children[pids[i]]...)
+	}
+	return pids, nil
 }

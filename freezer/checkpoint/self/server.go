@@ -23,6 +23,9 @@ type Options struct {
 	// Order is what is the same in all checkpoints, as Locks, TCP, Compress and CRIU; nil
 	// for nothing. Target, File, Writer, Signal, User and Asker are the server's.
 	Order func() checkpoint.Order
+	// Checkpoint, if not nil, is called in place of [checkpoint.Checkpoint], and may change
+	// what is done: where to, and whether the job is killed.
+	Checkpoint func(context.Context, Event, checkpoint.Order) (*checkpoint.Report, error)
 	// Patience is how long a caller may take to say what it wants, and to close the
 	// connection; 0 is 10 s.
 	Patience time.Duration
@@ -142,7 +145,7 @@ func (s *server) answer(ctx context.Context, conn *net.UnixConn) (e Event) {
 	}
 	err = c.hangUp()
 	if err == nil {
-		e.Report, err = s.checkpoint(ctx, c, r)
+		e.Report, err = s.checkpoint(ctx, c, r, e)
 	}
 	line := checkpoint.Running
 	if err != nil {
@@ -159,7 +162,7 @@ func (s *server) answer(ctx context.Context, conn *net.UnixConn) (e Event) {
 }
 
 // checkpoint does what was asked for.
-func (s *server) checkpoint(ctx context.Context, c *caller, r request) (*checkpoint.Report, error) {
+func (s *server) checkpoint(ctx context.Context, c *caller, r request, e Event) (*checkpoint.Report, error) {
 	select {
 	case s.one <- struct{}{}:
 		defer func() { <-s.one }()
@@ -178,6 +181,9 @@ func (s *server) checkpoint(ctx context.Context, c *caller, r request) (*checkpo
 	o.Signal = 0
 	if r.exit {
 		o.Signal = syscall.SIGKILL
+	}
+	if s.Checkpoint != nil {
+		return s.Checkpoint(ctx, e, o)
 	}
 	return checkpoint.Checkpoint(ctx, o)
 }

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
 )
 
 // Signals that ask a program to checkpoint itself: SIGRTMIN+6 and +7 of glibc, by number
@@ -59,6 +61,43 @@ func Catches(pid int, sig syscall.Signal) (bool, error) {
 		}
 	}
 	return marked(dir + "/fd")
+}
+
+// Forward sends a signal to the eldest process of a tree that catches it ([Catches]), and
+// returns which that was: 0 if there is none.
+func Forward(root int, sig syscall.Signal) (pid int, err error) {
+	all, err := checkpoint.Processes(root)
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range all {
+		if sent, err := forward(pid, sig); sent || err != nil {
+			return pid, err
+		}
+	}
+	return 0, nil
+}
+
+// forward says whether the process was sent the signal. That it has ended is no error.
+func forward(pid int, sig syscall.Signal) (sent bool, err error) {
+	// What is found out of the number is of the process behind the descriptor, or that has
+	// ended and gets no signal.
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return false, nil
+	}
+	defer unix.Close(fd)
+	if caught, err := Catches(pid, sig); !caught || err != nil {
+		return false, nil
+	}
+	switch err := unix.PidfdSendSignal(fd, sig, nil, 0); err {
+	case nil:
+		return true, nil
+	case unix.ESRCH:
+		return false, nil
+	default:
+		return false, fmt.Errorf("send process %d signal %d: %w", pid, int(sig), err)
+	}
 }
 
 func marked(dir string) (bool, error) {
