@@ -65,6 +65,9 @@ func (m *Machine) acquire(ask Ask, a Acquire) Result {
 // reenter answers a claimant that holds one of the named locks already.
 func (m *Machine) reenter(ask Ask, a Acquire, c *claim) Result {
 	h := c.hold
+	if h.Suspended != nil {
+		return refused(h.suspended())
+	}
 	if a.Choice == All {
 		for _, name := range a.Locks {
 			if !slices.Contains(h.Locks, name) {

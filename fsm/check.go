@@ -69,6 +69,9 @@ func (m *Machine) checkHold(c *claim) error {
 	if err := request.Validate(); err != nil {
 		return fmt.Errorf("I6: fence %d: %w", h.Fence, err)
 	}
+	if err := m.checkSuspended(h); err != nil {
+		return err
+	}
 	return m.checkClaim(c)
 }
 

@@ -20,6 +20,8 @@ const (
 	kindNodesAway
 	kindNodesBack
 	kindRemoveServer
+	kindSuspend
+	kindResume
 )
 
 const (
@@ -33,6 +35,7 @@ const (
 	flagBlock = 1 << iota
 	flagAutounlock
 	flagAttached
+	flagSuspended
 )
 
 // AppendEntry appends the encoding of e:
@@ -95,7 +98,7 @@ func DecodeProposal(b []byte) (Proposal, []byte, error) {
 func (r *reader) proposal() Proposal {
 	r.version()
 	kind := r.byte()
-	if r.err == nil && kind > kindRemoveServer && (kind < kindOrderOpen || kind > kindOrderEnd) {
+	if r.err == nil && kind > kindResume && (kind < kindOrderOpen || kind > kindOrderEnd) {
 		r.err, r.b = fmt.Errorf("%w (command kind %d is not known here)", ErrNewer, kind), nil
 	}
 	body := r.sub(MaxCommand, "command")
@@ -133,6 +136,10 @@ func kindOf(c Command) byte {
 		return kindNodesBack
 	case RemoveServer:
 		return kindRemoveServer
+	case Suspend:
+		return kindSuspend
+	case Resume:
+		return kindResume
 	case OrderOpen:
 		return kindOrderOpen
 	case OrderReport:
@@ -177,6 +184,10 @@ func appendCommand(b []byte, c Command) []byte {
 		b = appendNumbers(b, c.Nodes)
 	case RemoveServer:
 		b = appendRemoveServer(b, c)
+	case Suspend:
+		b = appendSuspend(b, c)
+	case Resume:
+		b = appendResume(b, c)
 	case OrderOpen:
 		b = appendOrderOpen(b, c)
 	case OrderReport:
@@ -219,6 +230,10 @@ func (r *reader) command(kind byte) Command {
 		return NodesBack{Nodes: readNumbers[Incarnation](r)}
 	case kindRemoveServer:
 		return r.removeServer()
+	case kindSuspend:
+		return r.suspend()
+	case kindResume:
+		return r.resume()
 	case kindOrderOpen:
 		return r.orderOpen()
 	case kindOrderReport:

@@ -110,6 +110,9 @@ func AppendEvent(dst []byte, e Event) []byte {
 	if e.Order != nil {
 		dst = appendOrder(dst, e.Order)
 	}
+	if e.Kind == EventSuspended {
+		dst = appendString(dst, e.Context)
+	}
 	return prefixLen(dst, start)
 }
 
@@ -120,7 +123,7 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e := Event{Kind: EventKind(r.byte())}
 	switch {
 	case r.err != nil:
-	case e.Kind > EventOrderClosed:
+	case e.Kind > EventSuspended:
 		r.err = fmt.Errorf("%w (event kind %d is not known here)", ErrNewer, e.Kind)
 	case e.Kind == 0:
 		r.fail("event kind 0")
@@ -137,13 +140,16 @@ func DecodeEvent(b []byte) (Event, []byte, error) {
 	e.Process = body.process()
 	e.Autounlock = body.bool()
 	e.Cause = Cause(body.byte())
-	if e.Cause > CauseOrder {
+	if e.Cause > CauseResumed {
 		body.fail("cause %d", e.Cause)
 	}
 	e.By = body.text(MaxOwner, "name of who breaks")
 	e.At = body.millis()
 	if e.OfOrder() {
 		e.Order = body.order()
+	}
+	if e.Kind == EventSuspended {
+		e.Context = body.text(MaxContext, "context")
 	}
 	if err := body.end(); err != nil {
 		return Event{}, nil, fmt.Errorf("reading an event: %w", err)

@@ -45,6 +45,10 @@ func fullCommands() []Command {
 		NodesAway{Nodes: []Incarnation{1, 300}},
 		NodesBack{Nodes: []Incarnation{1 << 40}},
 		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753", Out: true},
+		Suspend{Fence: 300, By: "root@h1", Context: "/var/jobs/a b.ckpt"},
+		Resume{
+			Fence: 300, By: "root@h2", Owner: "h2_77_ann", ID: id, Limit: 30_000, Lease: 1 << 50, Process: fullProcess(), Autounlock: true,
+		},
 		OrderOpen{
 			Nonce: [16]byte{1, 15: 2}, By: "root@h1", Action: "freeze", Spec: []byte(`{"a":"\n"}`), Nodes: []string{"n1", "n2"},
 			Timeout: 60_000, Attached: true, Fence: 1 << 40, ReleaseLock: true,
@@ -91,6 +95,8 @@ func TestGolden(t *testing.T) {
 	line("result of an order", AppendResult(nil, Result{Order: 300}))
 	line("event of an order", AppendEvent(nil, fullOrderEvent(t)))
 	line("snapshot with orders", encode(t, ordered(t)))
+	line("event of a suspension", AppendEvent(nil, fullSuspended()))
+	line("snapshot with a suspended hold", encode(t, suspended(t)))
 
 	const path = "testdata/golden.txt"
 	if *update {
@@ -130,7 +136,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"version 0", patched(0, 0), ErrCorrupt, "version 0"},
 		{"later version", patched(0, 2), ErrNewer, "upgrade this node"},
 		{"later version of a proposal", patched(3, 2), ErrNewer, "upgrade this node"},
-		{"later kind", patched(4, 13), ErrNewer, "command kind 13 is not known here"},
+		{"later kind", patched(4, 15), ErrNewer, "command kind 15 is not known here"},
 		{"kind of the order ledger", patched(4, 40), ErrNewer, "upgrade this node"},
 		{"kind 0", patched(4, 0), ErrCorrupt, "command kind 0"},
 		{"no command", encoded(nil), ErrCorrupt, "command kind 0"},
@@ -160,6 +166,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"long report", encoded(OrderReport{Text: long + long}), ErrCorrupt, "report"},
 		{"long id", encoded(RemoveServer{ID: long}), ErrCorrupt, "server's id"},
 		{"address of two lines", encoded(RemoveServer{ID: "a", Addr: "h\n:1"}), ErrCorrupt, "control"},
+		{"long context", encoded(Suspend{Context: strings.Repeat("x", MaxContext+1)}), ErrCorrupt, "context"},
+		{"context of two lines", encoded(Suspend{Context: "a\nb"}), ErrCorrupt, "control"},
 		{"too many fences", encoded(ProcessGone{Fences: make([]Fence, MaxNamed+1)}), ErrCorrupt, "list 4097"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -204,14 +212,14 @@ func TestDecodeOutcomeRefuses(t *testing.T) {
 	for name, e := range map[string]Event{
 		"kind 0": {},
 		"mode":   {Kind: EventGranted, Mode: 9},
-		"cause":  {Kind: EventGranted, Cause: CauseOrder + 1},
+		"cause":  {Kind: EventGranted, Cause: CauseResumed + 1},
 		"by":     {Kind: EventGranted, By: "a\nb"},
 	} {
 		if v, _, err := DecodeEvent(AppendEvent(nil, e)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: got %+v, %v", name, v, err)
 		}
 	}
-	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventOrderClosed + 1})); !errors.Is(err, ErrNewer) {
+	if _, _, err := DecodeEvent(AppendEvent(nil, Event{Kind: EventSuspended + 1})); !errors.Is(err, ErrNewer) {
 		t.Errorf("later event kind: %v", err)
 	}
 	if _, _, err := DecodeResult([]byte{2, 0}); !errors.Is(err, ErrNewer) {
@@ -254,6 +262,8 @@ func TestBiggestFits(t *testing.T) {
 			Nonce: [16]byte{1}, By: owner, Action: big(1, MaxOrderAction), Spec: make([]byte, MaxOrderSpec),
 			Nodes: nodes, Timeout: MaxOrderTimeout, Fence: 1<<64 - 1,
 		},
+		Suspend{Fence: 1<<64 - 1, By: owner, Context: big(1, MaxContext)},
+		Resume{Fence: 1<<64 - 1, By: owner, Owner: owner, ID: RequestID{1}, Limit: 1<<64 - 1, Lease: 1<<64 - 1, Process: process},
 		OrderReport{Order: 1<<64 - 1, Node: 1<<64 - 1, State: PartFrozen, Text: big(1, MaxOrderText), Took: MaxOrderTimeout},
 	} {
 		if err := Validate(c); err != nil {

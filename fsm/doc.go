@@ -69,6 +69,21 @@
 // is free by then is granted at once. [NodeGone] ends them. The number of slots that one
 // of them wants stays in force.
 //
+// # Suspended holds
+//
+// A job may be put on disk and go on later, elsewhere, with its lock. Meanwhile its hold
+// is suspended ([Suspend]): it keeps its locks and its fence, and nothing about its holder
+// ends it, be that the end of a process, of a lease or of a connection. Nor is it its
+// owner's: what he does by name passes it over, by its fence he is told NotHeld, and asking
+// for one of its locks as the same claimant is refused, so that a job which has been put on disk
+// cannot run beside itself. A [Break], or a Release by the fence alone, ends it, and so do
+// a limit and an order.
+//
+// [Resume] gives it to a new holder: in one step the hold ends (CauseResumed) and another
+// one begins, with the same locks, mode and slots and a new fence, and nobody is granted
+// anything in between. As it goes by the old fence, only one of several who have the same
+// job in hand can get it.
+//
 // # Time
 //
 // Now never falls. Expiry comes first in every entry: all holds whose deadline is
@@ -152,6 +167,8 @@
 //	     under is held. What is left of an order that has ended is with nodes that are
 //	     open.
 //	I17  No order is overdue, or of the future.
+//	I18  A suspended hold has no request, no lease and no autounlock, and was not
+//	     suspended in the future.
 //
 // # Cost
 //

@@ -154,6 +154,7 @@ func FuzzDecodeEvent(f *testing.F) {
 	f.Add(AppendEvent(nil, fullEvent()))
 	f.Add(AppendEvent(nil, Event{Kind: EventQueued}))
 	f.Add(AppendEvent(nil, fullOrderEvent(f)))
+	f.Add(AppendEvent(nil, fullSuspended()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, rest, err := DecodeEvent(b)
 		if err != nil {
@@ -173,8 +174,10 @@ func FuzzRestore(f *testing.F) {
 		b := encode(f, m)
 		f.Add(b[:len(b)-4])
 	}
-	b := encode(f, ordered(f))
-	f.Add(b[:len(b)-4])
+	for _, m := range [...]*Machine{ordered(f), suspended(f)} {
+		b := encode(f, m)
+		f.Add(b[:len(b)-4])
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := seal(body)
 		m, err := Restore(b)

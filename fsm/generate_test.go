@@ -75,7 +75,12 @@ func (s *script) command() Command {
 			c.Tickets = append(c.Tickets, Ticket(s.next(60)))
 		}
 		return c
-	case 12, 13:
+	case 12:
+		if s.next(2) == 0 {
+			return s.suspension()
+		}
+		fallthrough
+	case 13:
 		return Renew{Owner: s.owner(), Fence: Fence(s.next(60)), Attach: s.next(2) == 0}
 	case 14:
 		if s.next(4) == 0 {
@@ -98,6 +103,36 @@ func (s *script) command() Command {
 		return s.order()
 	}
 	return Tick{}
+}
+
+// suspension suspends or resumes a hold, mostly one that is there.
+func (s *script) suspension() Command {
+	f, resume := Fence(s.next(60)), s.next(2) == 0
+	if s.table != nil && s.next(8) != 0 {
+		var fit []Fence
+		for _, h := range s.table.Snapshot().Holds() {
+			if resume == (h.Suspended != nil) {
+				fit = append(fit, h.Fence)
+			}
+		}
+		if len(fit) > 0 {
+			f = fit[s.next(len(fit))]
+		}
+	}
+	if !resume {
+		return Suspend{Fence: f, By: [...]string{"root", "ann", ""}[min(2, s.next(12)/5)], Context: [...]string{"", "/c/1"}[s.next(2)]}
+	}
+	c := Resume{Fence: f, By: "root", Owner: s.owner(), ID: s.id()}
+	switch s.next(4) {
+	case 0:
+		c.Limit = Millis(s.next(60))
+	case 1:
+		c.Lease = Millis(s.next(60))
+	}
+	if s.next(2) == 0 {
+		c.Autounlock, c.Process = true, s.process()
+	}
+	return c
 }
 
 // order makes a command of the order ledger. Most are reports of progress, or few

@@ -16,7 +16,8 @@ type Hold struct {
 	Renewed    Millis // last proof of life; Lease counts from here
 	Process    Process
 	Autounlock bool
-	Attached   bool // Ask is that of a Renew, and the hold itself is older
+	Attached   bool        // Ask is that of a Renew, and the hold itself is older
+	Suspended  *Suspension // nil unless its job is on disk
 }
 
 // Wait is a queued request; like Hold, never changed once in the table. Its
@@ -134,6 +135,10 @@ func (m *Machine) run(ask Ask, c Command) Result {
 		return m.processGone(c)
 	case Renew:
 		return m.renew(ask, c)
+	case Suspend:
+		return m.suspend(c)
+	case Resume:
+		return m.resume(ask, c)
 	case NodeJoin:
 		return m.nodeJoin(c)
 	case NodeGone:

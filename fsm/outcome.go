@@ -8,7 +8,7 @@ const (
 	Granted                // Fence and Locks say what is held
 	Queued                 // Ticket and Place say where
 	Busy                   // not granted and not queued; Owner says because of whom
-	NotHeld                // Release by fence, Renew: that hold is over
+	NotHeld                // Release by fence, Renew, Suspend, Resume: that hold is over, or its owner has it no more: then Reason says why
 	Refused                // Reason says why, in words for the user
 	Stranger               // Ask.Node is no incarnation of the table: join again
 	Stale                  // Ask.Seq was answered and forgotten: a late duplicate
@@ -31,7 +31,7 @@ type Result struct {
 	Checks []Check  // Acquire with autounlock: busy locks passed over whose holder has autounlock too, in order
 	Node   Incarnation
 	Order  OrderID // OrderOpen, OrderEnd
-	Reason string  // Refused
+	Reason string  // Refused, NotHeld
 }
 
 // Check names a holder that may be dead (autounlock_check on the wire).
@@ -68,11 +68,15 @@ const (
 	EventOrderFrozen   // all have
 	EventOrderEnded    // all are to undo it
 	EventOrderClosed   // all have
+
+	// EventSuspended: a hold goes on without a holder. Ask and Process are those that
+	// had it, By has asked for that, and Context says where the job is.
+	EventSuspended
 )
 
 func (k EventKind) String() string {
 	return word(int(k), "none", "granted", "queued", "released", "withdrawn", "superseded", "renewed", "away", "back",
-		"order-opened", "order-freezing", "order-frozen", "order-ended", "order-closed")
+		"order-opened", "order-freezing", "order-frozen", "order-ended", "order-closed", "suspended")
 }
 
 // Cause says why a hold or a wait ended.
@@ -88,10 +92,11 @@ const (
 	CauseUndelivered       // the client had gone: Withdraw
 	CauseNodeGone          // the node it waited by is gone
 	CauseOrder             // the order that it was held for is closed
+	CauseResumed           // it was suspended, and goes on under a new fence
 )
 
 func (c Cause) String() string {
-	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node", "order")
+	return word(int(c), "none", "owner", "limit", "lease", "broken", "process", "undelivered", "node", "order", "resumed")
 }
 
 func word(i int, words ...string) string {
@@ -120,10 +125,11 @@ type Event struct {
 	By         string
 	At         Millis
 	Order      *Order
+	Context    string // EventSuspended
 }
 
 // OfOrder reports whether the event is of an order.
-func (e Event) OfOrder() bool { return e.Kind >= EventOrderOpened }
+func (e Event) OfOrder() bool { return e.Kind >= EventOrderOpened && e.Kind <= EventOrderClosed }
 
 // Outcome is what applying an entry gave: one result a proposal, and the events.
 type Outcome struct {

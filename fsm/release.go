@@ -23,6 +23,7 @@ func (m *Machine) release(c Release) Result {
 			mine = l.owned(mine, c.Owner)
 		}
 	}
+	mine = slices.DeleteFunc(mine, func(cl *claim) bool { return cl.hold != nil && cl.hold.Suspended != nil })
 	// Waits go first, or they might be granted what the holds leave.
 	slices.SortFunc(mine, byAge)
 	mine = slices.Compact(mine)
@@ -43,6 +44,9 @@ func (m *Machine) releaseFence(c Release) Result {
 	h := cl.hold
 	if c.Owner != "" && c.Owner != h.Owner || c.ID != (RequestID{}) && c.ID != h.ID {
 		return refused("that fence belongs to another owner")
+	}
+	if h.Suspended != nil && c.Owner != "" {
+		return Result{Code: NotHeld, Owner: m.blocker(h.Locks), Reason: h.suspended()}
 	}
 	m.endHold(cl, CauseOwner, "")
 	m.settle()
@@ -130,6 +134,9 @@ func (m *Machine) renew(ask Ask, c Renew) Result {
 	cl := m.holds.byKey[uint64(c.Fence)]
 	if cl == nil || cl.hold.Owner != c.Owner {
 		return Result{Code: NotHeld, Fence: c.Fence}
+	}
+	if cl.hold.Suspended != nil {
+		return Result{Code: NotHeld, Fence: c.Fence, Reason: cl.hold.suspended()}
 	}
 	again := *cl.hold
 	again.Renewed = m.now

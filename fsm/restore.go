@@ -119,10 +119,13 @@ func (r *reader) hold() *Hold {
 	h.Granted, h.Renewed = r.millis(), r.millis()
 	h.Process = r.process()
 	flags := r.byte()
-	if flags&^(flagAutounlock|flagAttached) != 0 {
+	if flags&^(flagAutounlock|flagAttached|flagSuspended) != 0 {
 		r.fail("flags %#x", flags)
 	}
 	h.Autounlock, h.Attached = flags&flagAutounlock != 0, flags&flagAttached != 0
+	if flags&flagSuspended != 0 {
+		h.Suspended = r.suspension()
+	}
 	return h
 }
 

@@ -20,6 +20,8 @@ import (
 //	break [LOCK,...] [by=O] [fence=N]
 //	gone host=H pid=N [start=N] [boot=B] [fences=N,...] [tickets=N,...]
 //	renew owner=O fence=N [attach]
+//	suspend FENCE by=B [context=C]
+//	resume FENCE owner=O [by=B] [id=N] [limit=MS] [lease=MS] [host=H pid=N] [auto]
 //	tick
 //	join NAME [nonce=N]
 //	leave NODE
@@ -213,6 +215,13 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		}
 	case "renew":
 		p.Command = Renew{Owner: owner, Fence: fence, Attach: a.has("attach")}
+	case "suspend":
+		p.Command = Suspend{Fence: Fence(a.wordNumber(0)), By: a.values["by"], Context: a.values["context"]}
+	case "resume":
+		p.Command = Resume{
+			Fence: Fence(a.wordNumber(0)), By: a.values["by"], Owner: owner, ID: a.id("id"),
+			Limit: Millis(a.number("limit")), Lease: Millis(a.number("lease")), Process: a.process(), Autounlock: a.has("auto"),
+		}
 	case "tick":
 		p.Command = Tick{}
 	case "join":
@@ -276,6 +285,9 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 			fmt.Fprintf(&b, "hold %s owner=%s fence=%d", strings.Join(h.Locks, ","), printOwner(h.Owner, h.ID), h.Fence)
 			if at, ok := h.Deadline(); ok {
 				fmt.Fprintf(&b, " until=%d", at)
+			}
+			if s := h.Suspended; s != nil {
+				fmt.Fprintf(&b, " suspended=%d by=%s context=%s", s.At, s.By, s.Context)
 			}
 			fmt.Fprintln(&b)
 		}
@@ -354,6 +366,9 @@ func printOutcome(o Outcome) string {
 		}
 		if e.By != "" {
 			fmt.Fprintf(&b, " by=%s", e.By)
+		}
+		if e.Context != "" {
+			fmt.Fprintf(&b, " context=%s", e.Context)
 		}
 		if e.Ask != (Ask{}) {
 			fmt.Fprintf(&b, " to=%d/%d", e.Ask.Node, e.Ask.Seq)

@@ -220,6 +220,9 @@ func appendHold(b []byte, h *Hold) []byte {
 	if h.Attached {
 		flags |= flagAttached
 	}
+	if h.Suspended != nil {
+		return appendSuspension(append(b, flags|flagSuspended), h.Suspended)
+	}
 	return append(b, flags)
 }
 

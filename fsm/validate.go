@@ -12,6 +12,7 @@ const (
 	MaxOwner     = 1024 // bytes of an owner, and of Break.By
 	MaxHost      = 256  // bytes of a host, a boot id, a node's name
 	MaxReason    = 1024 // bytes of Result.Reason
+	MaxContext   = 4096 // bytes of Suspend.Context, as many as a path has (PATH_MAX)
 	MaxNamed     = 4096 // fences, and tickets, in a ProcessGone; nodes in a NodesAway or NodesBack
 	MaxProposals = 4096 // in an entry
 	MaxCommand   = 96 << 10
@@ -72,6 +73,10 @@ func Validate(c Command) error {
 	case NodesBack:
 		return checkNodes(c.Nodes)
 	case RemoveServer:
+		return c.validate()
+	case Suspend:
+		return c.validate()
+	case Resume:
 		return c.validate()
 	case OrderOpen:
 		return c.validate()

@@ -1,0 +1,179 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Suspension is what a hold has instead of a holder: its job is on disk. It is never
+// changed once it is in the table.
+type Suspension struct {
+	By      string // who asked for it
+	At      Millis
+	Context string // where the job is; for people
+}
+
+// Suspend has a hold go on without its holder: no process, no lease and no connection
+// ends it. Its owner has it no more, and can neither renew nor release it; a [Resume]
+// gives it to another one. A limit counts on. The same again changes nothing.
+type Suspend struct {
+	Fence   Fence
+	By      string
+	Context string
+}
+
+// Resume gives a suspended hold to a new holder, with a new fence: of those who mean the
+// same suspension, one gets it. The locks, their mode and their slots stay what they were.
+// Result is Granted, with the new fence.
+type Resume struct {
+	Fence      Fence // of the suspended hold
+	By         string
+	Owner      string
+	ID         RequestID
+	Limit      Millis // from now on; 0 = none
+	Lease      Millis
+	Process    Process
+	Autounlock bool
+}
+
+func (Suspend) isCommand() {}
+func (Resume) isCommand()  {}
+
+var errSuspendBy = errors.New("who suspends a hold has to be said")
+
+func (c Suspend) validate() error {
+	switch {
+	case c.Fence == 0:
+		return errFence
+	case c.By == "":
+		return errSuspendBy
+	}
+	return firstError(checkText("name of who suspends", c.By, MaxOwner), checkText("context", c.Context, MaxContext))
+}
+
+func (c Resume) validate() error {
+	if c.Fence == 0 {
+		return errFence
+	}
+	return firstError(
+		checkText("name of who resumes", c.By, MaxOwner), checkText("owner", c.Owner, MaxOwner), checkProcess(c.Process))
+}
+
+func (m *Machine) suspend(c Suspend) Result {
+	cl := m.holds.byKey[uint64(c.Fence)]
+	if cl == nil {
+		return Result{Code: NotHeld, Fence: c.Fence}
+	}
+	h := cl.hold
+	if s := h.Suspended; s != nil {
+		if s.By != c.By || s.Context != c.Context {
+			return refused(h.suspended())
+		}
+		return Result{Fence: h.Fence, Locks: h.Locks}
+	}
+	e := m.holdEvent(EventSuspended, h)
+	e.By, e.Context = c.By, c.Context
+	again := *h
+	again.Ask, again.Attached = Ask{}, false
+	again.Lease, again.Autounlock = 0, false
+	again.Suspended = &Suspension{By: c.By, At: m.now, Context: c.Context}
+	m.replaceHold(cl, &again)
+	m.events = append(m.events, e)
+	m.follow(h.Ask, Result{Code: Done})
+	return Result{Fence: h.Fence, Locks: h.Locks}
+}
+
+func (m *Machine) resume(ask Ask, c Resume) Result {
+	cl := m.holds.byKey[uint64(c.Fence)]
+	if cl == nil {
+		return Result{Code: NotHeld, Fence: c.Fence}
+	}
+	h := cl.hold
+	if h.Suspended == nil {
+		return refused(fmt.Sprintf("%s is not suspended; it is held by %s", brief(h.Locks[0]), brief(h.Owner)))
+	}
+	me := claimant{c.Owner, c.ID}
+	for i := range cl.seats {
+		if s := cl.seats[i].lock.find(me); s != nil && s.claim != cl {
+			return refused(fmt.Sprintf("%s holds %s or waits for it already", brief(c.Owner), brief(h.Locks[i])))
+		}
+	}
+	m.remove(cl)
+	e := m.holdEvent(EventReleased, h)
+	e.Cause, e.By = CauseResumed, c.By
+	m.events = append(m.events, e)
+	// Nothing is granted in between: the lock passes from one to the other.
+	again := m.grant(ask, Acquire{
+		Owner: c.Owner, ID: c.ID, Mode: h.Mode, Slots: h.Slots, Limit: c.Limit, Lease: c.Lease,
+		Process: m.intern(c.Process), Autounlock: c.Autounlock,
+	}, h.Locks, nil)
+	m.lockEnded(h.Fence)
+	m.settle()
+	return Result{Code: Granted, Fence: again.Fence, Locks: again.Locks, Owner: again.Owner}
+}
+
+// suspended says why the owner of a hold cannot have it any more.
+func (h *Hold) suspended() string {
+	s := h.Suspended
+	text := fmt.Sprintf("%s is suspended by %s", brief(h.Locks[0]), brief(s.By))
+	if s.Context != "" {
+		text += ": its job is in " + brief(s.Context)
+	}
+	return text
+}
+
+func (m *Machine) checkSuspended(h *Hold) error {
+	s := h.Suspended
+	if s == nil {
+		return nil
+	}
+	if h.Autounlock || h.Lease != 0 || h.Attached || h.Ask != (Ask{}) {
+		return fmt.Errorf("I18: fence %d is suspended, and bound to a holder", h.Fence)
+	}
+	if s.At > m.now {
+		return fmt.Errorf("I18: fence %d is suspended in the future", h.Fence)
+	}
+	if err := (Suspend{Fence: h.Fence, By: s.By, Context: s.Context}).validate(); err != nil {
+		return fmt.Errorf("I18: fence %d: %w", h.Fence, err)
+	}
+	return nil
+}
+
+func appendSuspend(b []byte, c Suspend) []byte {
+	b = binary.AppendUvarint(b, uint64(c.Fence))
+	b = appendString(b, c.By)
+	return appendString(b, c.Context)
+}
+
+func (r *reader) suspend() Suspend {
+	return Suspend{Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who suspends"), Context: r.text(MaxContext, "context")}
+}
+
+func appendResume(b []byte, c Resume) []byte {
+	b = binary.AppendUvarint(b, uint64(c.Fence))
+	b = appendString(b, c.By)
+	b = appendString(b, c.Owner)
+	b = appendID(b, c.ID)
+	b = binary.AppendUvarint(b, uint64(c.Limit))
+	b = binary.AppendUvarint(b, uint64(c.Lease))
+	b = appendProcess(b, c.Process)
+	return appendBool(b, c.Autounlock)
+}
+
+func (r *reader) resume() Resume {
+	return Resume{
+		Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who resumes"), Owner: r.text(MaxOwner, "owner"), ID: r.id(),
+		Limit: r.millis(), Lease: r.millis(), Process: r.process(), Autounlock: r.bool(),
+	}
+}
+
+func appendSuspension(b []byte, s *Suspension) []byte {
+	b = appendString(b, s.By)
+	b = binary.AppendUvarint(b, uint64(s.At))
+	return appendString(b, s.Context)
+}
+
+func (r *reader) suspension() *Suspension {
+	return &Suspension{By: r.text(MaxOwner, "name of who suspends"), At: r.millis(), Context: r.text(MaxContext, "context")}
+}
