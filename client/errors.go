@@ -3,6 +3,7 @@ package client
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/lockerd/lockerd/transport"
 )
@@ -26,6 +27,10 @@ var (
 	// that could be asked again do not remember. As a rule it was. Who has shown the
 	// fence wherever it matters may take it for nil.
 	ErrUncertain = errors.New("the lock is not held any more, and whether it was lost before it was released is not known")
+
+	// ErrSuspended is an ErrLost of a hold that is kept for its job, which has been put
+	// on disk.
+	ErrSuspended = fmt.Errorf("its job is on disk, and %w", ErrLost)
 
 	// ErrRefused is returned when the server will not do what it was asked for,
 	// with the server's reason.
@@ -62,6 +67,9 @@ func fromFault(f *transport.Fault) error {
 	case transport.WordTimeout:
 		return ErrTimeout
 	case transport.WordLost:
+		if text, ok := strings.CutPrefix(f.Text, transport.SuspendedText); ok {
+			return fmt.Errorf("%w: %s", ErrSuspended, text)
+		}
 		return fmt.Errorf("%w: %s", ErrLost, f.Text)
 	case transport.WordSuperseded:
 		return ErrSuperseded

@@ -25,18 +25,19 @@ const (
 
 // Causes of a loss, as servers name them.
 const (
-	CauseLimit   = "limit"   // the hold limit has passed
-	CauseLease   = "lease"   // the lease could not be renewed
-	CauseBroken  = "broken"  // somebody broke it
-	CauseProcess = "process" // the process that owned it has ended
-	CauseOwner   = "owner"   // released by another request of the same owner
-	CauseUnknown = "unknown" // it was gone when we could ask again
+	CauseLimit     = "limit"     // the hold limit has passed
+	CauseLease     = "lease"     // the lease could not be renewed
+	CauseBroken    = "broken"    // somebody broke it
+	CauseProcess   = "process"   // the process that owned it has ended
+	CauseSuspended = "suspended" // its job has been put on disk, and the lock is kept for it
+	CauseOwner     = "owner"     // released by another request of the same owner
+	CauseUnknown   = "unknown"   // it was gone when we could ask again
 )
 
 // Loss says how a hold ended without Unlock.
 type Loss struct {
 	Cause string
-	By    string // with CauseBroken: who did it, if the server knows
+	By    string // with CauseBroken and CauseSuspended: who did it, if the server knows
 }
 
 func (l Loss) String() string {
@@ -61,6 +62,7 @@ type hold struct {
 
 	conn *conn
 	lost chan Loss
+	loss Loss // once gone
 	gone atomic.Bool
 	shut bool // lost has been closed without a loss
 
@@ -105,6 +107,7 @@ func (h *hold) hasLost() bool { return h.gone.Load() }
 
 // lose is called by the keeper alone, once, before it ends.
 func (h *hold) lose(loss Loss) {
+	h.loss = loss
 	h.gone.Store(true)
 	h.lost <- loss
 	close(h.lost)
@@ -255,6 +258,9 @@ func (h *hold) judge(st transport.Status) (Loss, bool) {
 	}
 	if st.Fault != nil && st.Fault.Word != transport.WordLost {
 		return Loss{}, false // no leader, stopping: it says nothing about the hold
+	}
+	if st.Fault != nil && errors.Is(fromFault(st.Fault), ErrSuspended) {
+		return Loss{Cause: CauseSuspended}, true
 	}
 	return Loss{Cause: CauseUnknown}, true
 }

@@ -149,6 +149,9 @@ func (l *Locker) unlock(ctx context.Context) error {
 			h.conn.close() // over which the loss was told, as a rule
 		}
 		l.held = nil
+		if h.loss.Cause == CauseSuspended {
+			return ErrSuspended
+		}
 		return ErrLost
 	}
 	err := l.release(ctx, h)
@@ -190,7 +193,7 @@ func (l *Locker) release(ctx context.Context, h *hold) error {
 		}
 		err = fromFault(st.Fault)
 		switch {
-		case !errors.Is(err, ErrLost):
+		case !errors.Is(err, ErrLost), errors.Is(err, ErrSuspended):
 			return err
 		case repeated && loss.Cause == CauseOwner:
 			return nil // that was our own earlier request

@@ -31,6 +31,15 @@ type HoldInfo struct {
 	Lease      int64    `json:"lease_ms,omitempty"`
 	Autounlock bool     `json:"autounlock"`
 	Waiters    int      `json:"waiters"`
+
+	Suspended *Suspension `json:"suspended,omitempty"` // its job is on disk, and nobody has it
+}
+
+// Suspension says why nobody has a hold: its job is on disk.
+type Suspension struct {
+	By      string `json:"by"`
+	Ago     int64  `json:"ms_ago"`
+	Context string `json:"context,omitempty"` // where the job is
 }
 
 // WaiterInfo is a queued request in the cluster's table. Times are in milliseconds.

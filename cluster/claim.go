@@ -30,7 +30,7 @@ type Claim struct {
 // Acquire asks for locks. The result is Granted, Queued, Busy, Superseded or Refused. After
 // Queued, notify is called once with EventGranted, EventWithdrawn or
 // EventSuperseded; after a grant, at most once with EventReleased (for another
-// cause than the owner's wish) or EventSuperseded. It must not block, and it may be
+// cause than the owner's wish), EventSuspended or EventSuperseded. It must not block, and it may be
 // called before Acquire returns. If err is not nil, the node sees to it that
 // nothing remains of the request.
 func (n *Node) Acquire(ctx context.Context, a fsm.Acquire, notify func(fsm.Event)) (*Claim, fsm.Result, error) {
@@ -173,7 +173,7 @@ func (c *Claim) over() (res fsm.Result, again bool) {
 	switch e := c.news[len(c.news)-1]; {
 	case e.Kind == fsm.EventReleased && e.Cause == fsm.CauseOwner:
 		return fsm.Result{Code: fsm.Granted, Fence: e.Fence, Locks: e.Locks}, false
-	case e.Kind == fsm.EventReleased, e.Kind == fsm.EventGranted:
+	case e.Kind == fsm.EventReleased, e.Kind == fsm.EventSuspended, e.Kind == fsm.EventGranted:
 		return res, true
 	default:
 		return fsm.Result{Code: fsm.Queued, Ticket: e.Ticket}, false
@@ -183,7 +183,7 @@ func (c *Claim) over() (res fsm.Result, again bool) {
 // note keeps news that came before the answer.
 func (c *Claim) note(e fsm.Event) {
 	switch e.Kind {
-	case fsm.EventGranted, fsm.EventReleased, fsm.EventWithdrawn, fsm.EventSuperseded:
+	case fsm.EventGranted, fsm.EventReleased, fsm.EventSuspended, fsm.EventWithdrawn, fsm.EventSuperseded:
 		c.news = append(c.news, e)
 	}
 }
@@ -218,7 +218,11 @@ func (c *Claim) again() *call {
 			again:   true,
 			finish: func(_ fsm.Ask, res fsm.Result) {
 				if res.Code != fsm.Done {
-					c.notify(fsm.Event{Kind: fsm.EventReleased, Owner: c.request.Owner, Fence: c.fence})
+					kind := fsm.EventReleased
+					if res.Reason != "" {
+						kind = fsm.EventSuspended
+					}
+					c.notify(fsm.Event{Kind: kind, Owner: c.request.Owner, Fence: c.fence})
 				}
 			},
 		}
@@ -279,7 +283,7 @@ func (l *ledger) concerns(c *Claim, e fsm.Event) bool {
 	case fsm.EventReleased:
 		l.end(c)
 		return e.Cause != fsm.CauseOwner
-	case fsm.EventWithdrawn, fsm.EventSuperseded:
+	case fsm.EventWithdrawn, fsm.EventSuperseded, fsm.EventSuspended:
 		l.end(c)
 		return true
 	}
@@ -319,6 +323,7 @@ type standing struct {
 	Waiting bool
 	Fence   fsm.Fence
 	Heir    bool // a later request of the same claimant has it
+	OnDisk  bool // the hold is suspended, and nobody has it
 }
 
 func (c *Claim) standing() standing {
@@ -330,6 +335,8 @@ func (s *standing) look(m *fsm.Machine) {
 	hold, wait := m.Claim(s.Ask)
 	heir, ok := m.Heir(s.Known, s.Owner, s.ID, s.Locks)
 	s.Heir = ok && heir != s.Ask
+	h := m.Hold(s.Known)
+	s.OnDisk = h != nil && h.Suspended != nil
 	if hold != nil {
 		s.Fence, s.Locks = hold.Fence, hold.Locks
 	}
@@ -370,6 +377,9 @@ func (l *ledger) reconcile(table []standing) {
 		case s.Heir:
 			l.end(c)
 			tell(c, fsm.EventSuperseded, s)
+		case s.OnDisk:
+			l.end(c)
+			tell(c, fsm.EventSuspended, s)
 		case c.fence != 0:
 			l.end(c)
 			tell(c, fsm.EventReleased, s)

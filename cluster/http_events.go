@@ -105,23 +105,24 @@ func (p *webPort) hasEvents(ctx context.Context) error {
 
 // eventInfo describes an event to watchers.
 type eventInfo struct {
-	Kind   string     `json:"kind"` // granted, queued, released, withdrawn, superseded, renewed, away or back
-	Locks  []string   `json:"locks"`
-	Owner  string     `json:"owner"`
-	Fence  fsm.Fence  `json:"fence,omitempty"`
-	Ticket fsm.Ticket `json:"ticket,omitempty"`
-	Mode   string     `json:"mode"`
-	Host   string     `json:"host,omitempty"`
-	PID    int32      `json:"pid,omitempty"`
-	Cause  string     `json:"cause,omitempty"` // why a hold or a wait ended
-	By     string     `json:"by,omitempty"`    // who broke it
-	At     fsm.Millis `json:"at_ms"`           // replicated time
+	Kind    string     `json:"kind"` // granted, queued, released, suspended, withdrawn, superseded, renewed, away or back
+	Locks   []string   `json:"locks"`
+	Owner   string     `json:"owner"`
+	Fence   fsm.Fence  `json:"fence,omitempty"`
+	Ticket  fsm.Ticket `json:"ticket,omitempty"`
+	Mode    string     `json:"mode"`
+	Host    string     `json:"host,omitempty"`
+	PID     int32      `json:"pid,omitempty"`
+	Cause   string     `json:"cause,omitempty"`   // why a hold or a wait ended
+	By      string     `json:"by,omitempty"`      // who broke, suspended or resumed it
+	Context string     `json:"context,omitempty"` // where the job of a suspended hold is
+	At      fsm.Millis `json:"at_ms"`             // replicated time
 }
 
 func eventInfoOf(e fsm.Event) eventInfo {
 	i := eventInfo{
 		Kind: e.Kind.String(), Locks: e.Locks, Owner: e.Owner, Fence: e.Fence, Ticket: e.Ticket,
-		Mode: e.Mode.String(), Host: e.Process.Host, PID: e.Process.PID, By: e.By, At: e.At,
+		Mode: e.Mode.String(), Host: e.Process.Host, PID: e.Process.PID, By: e.By, Context: e.Context, At: e.At,
 	}
 	if e.Cause != fsm.CauseNone {
 		i.Cause = e.Cause.String()

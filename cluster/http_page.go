@@ -97,7 +97,7 @@ td.n,th.n{text-align:right}h1{font-size:1.4em}h2{font-size:1.1em}.bad{color:#a00
 {{range .Members}}{{if .Note}}<p class="bad">{{.Name}} at {{.Peer}} {{.Note}}.</p>{{end}}{{end}}
 <h2>Holds</h2>
 {{if .Holds}}<table><tr><th>Lock</th><th>Owner</th><th class="n">Fence</th><th>Mode</th><th class="n">Held</th><th class="n">Waiting</th></tr>
-{{range .Holds}}<tr><td>{{join .Locks}}</td><td>{{.Owner}}</td><td class="n">{{.Fence}}</td><td>{{.Mode}}</td><td class="n">{{ms .GrantedAgo}}</td><td class="n">{{.Waiters}}</td></tr>
+{{range .Holds}}<tr><td>{{join .Locks}}</td><td>{{.Owner}}</td><td class="n">{{.Fence}}</td><td>{{.Mode}}{{with .Suspended}}, suspended by {{.By}}{{end}}</td><td class="n">{{ms .GrantedAgo}}</td><td class="n">{{.Waiters}}</td></tr>
 {{end}}</table>{{end}}
 {{if .More}}<p>{{.More}} {{if .Holds}}more{{end}} holds are not shown: <code>lockctl locks</code> lists all.</p>{{else if not .Holds}}<p class="dim">None.</p>{{end}}
 </body></html>

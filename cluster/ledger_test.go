@@ -100,6 +100,7 @@ var (
 	evReleased   = fsm.Event{Kind: fsm.EventReleased, Cause: fsm.CauseOwner, Fence: 5, Locks: []string{"a"}}
 	evWithdrawn  = fsm.Event{Kind: fsm.EventWithdrawn, Cause: fsm.CauseOwner}
 	evSuperseded = fsm.Event{Kind: fsm.EventSuperseded}
+	evSuspended  = fsm.Event{Kind: fsm.EventSuspended, Fence: 5, Locks: []string{"a"}}
 	evNodeGone   = fsm.Event{Kind: fsm.EventWithdrawn, Cause: fsm.CauseNodeGone}
 
 	resGranted = fsm.Result{Code: fsm.Granted, Fence: 5, Locks: []string{"a"}}
@@ -124,6 +125,8 @@ func TestNewsBeforeTheAnswer(t *testing.T) {
 		{"released by its owner", []fsm.Event{evAtOnce, evReleased}, resDone, []string{"answer granted 5"}, false},
 		{"withdrawn by its owner", []fsm.Event{evWithdrawn}, resDone, []string{"answer queued 0", "withdrawn 0"}, false},
 		{"superseded", []fsm.Event{evAtOnce, evSuperseded}, resDone, []string{"answer queued 0", "superseded 0"}, false},
+		{"suspended", []fsm.Event{evGranted, evSuspended}, resQueued, []string{"answer queued 0", "granted 5", "suspended 5"}, false},
+		{"suspended unheard", []fsm.Event{evAtOnce, evSuspended}, resDone, nil, true},
 		{"lost unheard", []fsm.Event{evAtOnce, evLimit}, resDone, nil, true},
 		{"lost after a wait, unheard", []fsm.Event{evGranted, evLimit}, resDone, nil, true},
 		{"its loss not known here", []fsm.Event{evGranted}, resDone, nil, true},

@@ -199,7 +199,7 @@ func (l *liveness) note(events []fsm.Event) {
 			} else if mine {
 				l.addTicket(e.Process, e.Ticket)
 			}
-		case fsm.EventReleased:
+		case fsm.EventReleased, fsm.EventSuspended:
 			l.overFence(e.Fence)
 		case fsm.EventWithdrawn:
 			l.dropTicket(e.Ticket)

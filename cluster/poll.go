@@ -352,7 +352,7 @@ func (p *polls) follow(events []fsm.Event) {
 			} else if e.Autounlock {
 				p.addTicket(e.Process, e.Ticket)
 			}
-		case fsm.EventReleased:
+		case fsm.EventReleased, fsm.EventSuspended:
 			p.dropFence(e.Fence)
 		case fsm.EventWithdrawn:
 			p.dropTicket(e.Ticket)

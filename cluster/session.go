@@ -174,6 +174,8 @@ func (s *session) heldNews(n notice) {
 	switch n.event.Kind {
 	case fsm.EventReleased:
 		s.out = transport.AppendLost(s.out, uint64(h.fence), causeWord(n.event.Cause), n.event.By)
+	case fsm.EventSuspended:
+		s.out = transport.AppendLost(s.out, uint64(h.fence), wordSuspended, n.event.By)
 	case fsm.EventSuperseded:
 		// Another connection of the owner's has the hold now, and hears of it.
 	default:
@@ -359,6 +361,9 @@ func fault(err error) *transport.Fault {
 	}
 	return faultf(transport.WordNoLeader, "%v", err)
 }
+
+// wordSuspended is the cause of the loss of a hold whose job has been put on disk.
+const wordSuspended = "suspended"
 
 func causeWord(c fsm.Cause) string {
 	switch c {

@@ -79,7 +79,7 @@ func (n *fakeNode) apply(c fsm.Command, claim *fakeClaim) fsm.Result {
 	n.ended.note(out.Events)
 	var calls []func()
 	for _, e := range out.Events {
-		if e.Kind == fsm.EventReleased {
+		if e.Kind == fsm.EventReleased || e.Kind == fsm.EventSuspended {
 			calls = append(calls, n.anchors[e.Fence]...)
 		}
 		cl := n.claims[e.Ask.Seq]

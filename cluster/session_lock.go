@@ -249,6 +249,8 @@ func lossOf(h *sessionHold, notices []notice) *transport.Fault {
 		switch n.event.Kind {
 		case fsm.EventReleased:
 			return faultf(transport.WordLost, "granted, and lost at once: %s", causeWord(n.event.Cause))
+		case fsm.EventSuspended:
+			return faultf(transport.WordLost, "%sgranted, and suspended at once", transport.SuspendedText)
 		case fsm.EventSuperseded:
 			return errSuperseded
 		}

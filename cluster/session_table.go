@@ -69,6 +69,15 @@ type holdInfo struct {
 	Lease      fsm.Millis `json:"lease_ms,omitempty"`
 	Autounlock bool       `json:"autounlock"`
 	Waiters    int        `json:"waiters"` // requests queued for any of Locks
+
+	Suspended *suspendedInfo `json:"suspended,omitempty"` // its job is on disk, and nobody has it
+}
+
+// suspendedInfo describes the suspension of a hold to programs.
+type suspendedInfo struct {
+	By      string     `json:"by"`
+	Ago     fsm.Millis `json:"ms_ago"`
+	Context string     `json:"context,omitempty"` // where the job is
 }
 
 // waiterInfo describes a wait to programs. Times are in milliseconds.
@@ -94,6 +103,9 @@ func holdInfoOf(h *fsm.Hold, now fsm.Millis, waiters int) holdInfo {
 	if h.Limit > 0 {
 		left := int64(h.Limit) - int64(now-h.Granted)
 		i.Left = &left
+	}
+	if s := h.Suspended; s != nil {
+		i.Suspended = &suspendedInfo{By: s.By, Ago: now - s.At, Context: s.Context}
 	}
 	return i
 }

@@ -96,7 +96,7 @@ func (s *session) unlock(q transport.Request) bool {
 	s.dropReleased(q)
 	if res.Code == fsm.NotHeld {
 		s.tellEnd(q)
-		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q)})
+		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q, res)})
 	}
 	return s.answerAfter(q, res)
 }
@@ -132,7 +132,10 @@ func (s *session) dropReleased(q transport.Request) {
 	}
 }
 
-func lostBefore(q transport.Request) *transport.Fault {
+func lostBefore(q transport.Request, res fsm.Result) *transport.Fault {
+	if res.Reason != "" {
+		return faultf(transport.WordLost, "%s%s", transport.SuspendedText, res.Reason)
+	}
 	return faultf(transport.WordLost, "no hold has the fence %d any more", q.Fence)
 }
 
@@ -157,7 +160,7 @@ func (s *session) breakLock(q transport.Request) bool {
 		s.out = transport.AppendBroke(s.out, owner)
 	}
 	if res.Code == fsm.NotHeld {
-		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q)})
+		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q, res)})
 	}
 	return s.answerAfter(q, res)
 }
@@ -227,7 +230,7 @@ func (s *session) renew(q transport.Request) bool {
 		return s.refuse(fault(err))
 	case res.Code == fsm.NotHeld:
 		s.drop(h)
-		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q)})
+		return s.answer(transport.Status{Owner: res.Owner, Fault: lostBefore(q, res)})
 	case res.Code == fsm.Refused:
 		s.drop(h)
 		return s.refuse(refusal(res))

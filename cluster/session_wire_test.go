@@ -31,6 +31,7 @@ import (
 //	queue L N    wait until N requests wait for L
 //	advance MS   move the table's time
 //	fail 0|1     the cluster has no leader from now on, or has one again
+//	suspend N    the hold with fence N is suspended
 //	lifted N     wait until N anchors have been lifted
 //	dead H P     wait until the node has been told that process P of host H is dead
 //
@@ -171,6 +172,10 @@ func (w *wire) do(verb string, args []string, rest string) error {
 	case "advance":
 		n, err := strconv.Atoi(rest)
 		w.node.advance(fsm.Millis(n))
+		return err
+	case "suspend":
+		n, err := strconv.Atoi(rest)
+		w.node.apply(fsm.Suspend{Fence: fsm.Fence(n), By: "root@h1", Context: "/c/1"}, nil)
 		return err
 	case "fail":
 		w.node.mu.Lock()

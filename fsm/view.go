@@ -59,23 +59,31 @@ func (m *Machine) Claim(a Ask) (*Hold, *Wait) {
 }
 
 // Heir returns the request that has the hold with fence f, if f is not zero, or
-// else what the claimant has among locks; ok is false if nobody has. It is not the
-// request that got it first where a later one has taken it over.
+// else what the claimant has among locks; ok is false if nobody has, as of a suspended
+// hold. It is not the request that got it first where a later one has taken it over.
 func (m *Machine) Heir(f Fence, owner string, id RequestID, locks []string) (ask Ask, ok bool) {
 	if f != 0 {
-		if c := m.holds.byKey[uint64(f)]; c != nil {
+		if c := m.holds.byKey[uint64(f)]; c != nil && c.hold.Suspended == nil {
 			return c.ask(), true
 		}
 		return Ask{}, false
 	}
 	for _, name := range locks {
 		if l := m.locks[name]; l != nil {
-			if s := l.find(claimant{owner, id}); s != nil {
+			if s := l.find(claimant{owner, id}); s != nil && (s.claim.hold == nil || s.claim.hold.Suspended == nil) {
 				return s.claim.ask(), true
 			}
 		}
 	}
 	return Ask{}, false
+}
+
+// Hold returns the hold with a fence, nil if it is over.
+func (m *Machine) Hold(f Fence) *Hold {
+	if c := m.holds.byKey[uint64(f)]; c != nil {
+		return c.hold
+	}
+	return nil
 }
 
 // Holders returns who holds a lock, by fence.

@@ -31,6 +31,10 @@ const (
 	WordElsewhere  = "elsewhere"
 )
 
+// SuspendedText begins the text behind WordLost where the hold goes on without its owner.
+// Clients that do not know of that take it for any other loss.
+const SuspendedText = "suspended: "
+
 // Fault is what an "error" line says: a word for programs and a text for people.
 type Fault struct {
 	Word string

@@ -79,6 +79,11 @@ type hold struct {
 	Left       *int64   `json:"left_ms"`
 	Autounlock bool     `json:"autounlock"`
 	Waiters    int      `json:"waiters"`
+	Suspended  *struct {
+		By      string `json:"by"`
+		Ago     int64  `json:"ms_ago"`
+		Context string `json:"context"`
+	} `json:"suspended"`
 }
 
 type waiter struct {
@@ -99,15 +104,16 @@ type table struct {
 }
 
 type event struct {
-	Kind  string   `json:"kind"`
-	Locks []string `json:"locks"`
-	Owner string   `json:"owner"`
-	Fence uint64   `json:"fence"`
-	Mode  string   `json:"mode"`
-	Host  string   `json:"host"`
-	PID   int      `json:"pid"`
-	Cause string   `json:"cause"`
-	By    string   `json:"by"`
+	Kind    string   `json:"kind"`
+	Locks   []string `json:"locks"`
+	Owner   string   `json:"owner"`
+	Fence   uint64   `json:"fence"`
+	Mode    string   `json:"mode"`
+	Host    string   `json:"host"`
+	PID     int      `json:"pid"`
+	Cause   string   `json:"cause"`
+	By      string   `json:"by"`
+	Context string   `json:"context"`
 
 	// Of orders, whose kinds begin with order-.
 	Order  uint64   `json:"order"`

@@ -75,6 +75,9 @@ func TestOutput(t *testing.T) {
 			"a b   alice  7      slots 3  h:42     1.5s  1m1s     1\n", "any of a c", `"bob\x1b[31m"`,
 		}, "\x1b"},
 		{"locks", `{"holds":[],"waiters":[{"locks":["a"],"owner":"bob","place":2,"away":true}]}`, "/v1/locks", []string{"2, passed over"}, ""},
+		{"locks", `{"holds":[{"locks":["a"],"owner":"bob","fence":7,"mode":"exclusive","suspended":{"by":"root@h1","ms_ago":61000,"context":"/c/a.7"}}]}`, "/v1/locks", []string{
+			"exclusive, suspended", "SUSPENDED  FENCE  BY       SINCE  JOB\na          7      root@h1  1m1s   /c/a.7\n",
+		}, ""},
 		{"locks --lock a --stale", `{"holds":[],"waiters":[]}`, "/v1/locks?lock=a&stale=1", []string{"Nothing is held.\n"}, ""},
 		{"locks --json", `{"holds":[],"waiters":[]}`, "/v1/locks", []string{"{\n  \"holds\": [],\n  \"waiters\": []\n}\n"}, "Nothing"},
 	} {

@@ -145,6 +145,7 @@ func (p *program) printTable(t table) {
 	}
 	w := p.columns()
 	fmt.Fprintln(w, "LOCK\tOWNER\tFENCE\tMODE\tPROCESS\tHELD\tENDS IN\tWAITING")
+	var suspended []hold
 	for _, h := range t.Holds {
 		mode := h.Mode
 		if h.Mode == "slots" {
@@ -154,10 +155,23 @@ func (p *program) printTable(t table) {
 		if h.Left != nil {
 			left = duration(*h.Left)
 		}
+		if h.Suspended != nil {
+			mode += ", suspended"
+			suspended = append(suspended, h)
+		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\n",
 			names(h.Locks), plain(h.Owner), h.Fence, plain(mode), process(h.Host, h.PID), duration(h.Granted), left, h.Waiters)
 	}
 	w.Flush()
+	if len(suspended) > 0 {
+		fmt.Fprintln(p.out)
+		w = p.columns()
+		fmt.Fprintln(w, "SUSPENDED\tFENCE\tBY\tSINCE\tJOB")
+		for _, h := range suspended {
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", names(h.Locks), h.Fence, plain(h.Suspended.By), duration(h.Suspended.Ago), dash(h.Suspended.Context))
+		}
+		w.Flush()
+	}
 	if len(t.Waiters) == 0 {
 		return
 	}

@@ -107,6 +107,9 @@ func (p *program) printEvent(line []byte) error {
 	if e.Mode != "exclusive" && e.Mode != "" {
 		text += "  " + plain(e.Mode)
 	}
+	if e.Kind == "suspended" {
+		text += "  (by " + plain(e.By) + ", job in " + dash(e.Context) + ")"
+	}
 	if e.Cause != "" {
 		text += "  (" + plain(e.Cause)
 		if e.By != "" {

@@ -82,6 +82,7 @@ Exit status: the command's own, 128+n if signal n ended it, and
    75  gave up waiting (--timeout), or the lock is busy (--try); the command's
        checkpoint cannot be restored now
    76  the lock was lost, and the command ended because of that
+   79  the command was put on disk, and its lock is kept for it
   126  the command cannot be executed
   127  there is no such command
 130 and the like are also the status of a lockersh ended by a signal while it

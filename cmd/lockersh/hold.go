@@ -211,6 +211,12 @@ func watch(s *settings, j *job.Job, l *client.Locker, guard *guard) {
 				// The cluster has heard of the command's end before us.
 				break
 			}
+			if loss.Cause == client.CauseSuspended {
+				// What is on disk is to go on, and not this. Who has put it there ends it
+				// too, unless he was ended before he came to it.
+				j.Lost()
+				break
+			}
 			fmt.Fprintf(os.Stderr, "lockersh: lost the lock %s: %v; ending the command\n", s.lockNames(), loss)
 			j.Lost()
 		case <-guard.gone():
@@ -228,20 +234,24 @@ func watch(s *settings, j *job.Job, l *client.Locker, guard *guard) {
 // finish releases the lock after the command, unless something of it runs on against
 // its will.
 func finish(s *settings, exit job.Exit, l *client.Locker, guard *guard, anchor *os.File) int {
+	suspended := false
 	switch {
 	case exit.Remains > 0 && guard != nil:
 		// Nobody would renew the lease for what is left.
 		guard.strike()
-		release(l)
+		suspended = release(l)
 	case exit.Remains > 0:
 		outlive(s, exit.Remains, l, anchor)
 	default:
-		release(l)
+		suspended = release(l)
 	}
 	switch {
 	case exit.Left > 0:
 		fmt.Fprintf(os.Stderr, "lockersh: %d processes of the command cannot be killed\n", exit.Left)
 		return exitLost
+	case suspended:
+		fmt.Fprintf(os.Stderr, "lockersh: the command has been put on disk, and the lock %s is kept for it: see lockctl locks\n", s.lockNames())
+		return exitSuspended
 	case exit.Lost:
 		return exitLost
 	case exit.Interrupted:
@@ -366,15 +376,18 @@ func newID() string {
 	return hex.EncodeToString(id[:])
 }
 
-// release gives the lock up. Its failure does not change what the command's exit
-// status says, and is not for ever: the lock ends with this process.
-func release(l *client.Locker) {
+// release gives the lock up, unless it is kept for the command, which is on disk. Its
+// failure does not change what the command's exit status says, and is not for ever: the
+// lock ends with this process.
+func release(l *client.Locker) (suspended bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTime)
 	defer cancel()
 	names := strings.Join(l.LockNames(), ":")
-	if err := l.Unlock(ctx); err != nil && !errors.Is(err, client.ErrLost) && !errors.Is(err, client.ErrUncertain) {
+	err := l.Unlock(ctx)
+	if err != nil && !errors.Is(err, client.ErrLost) && !errors.Is(err, client.ErrUncertain) {
 		fmt.Fprintf(os.Stderr, "lockersh: cannot release the lock %s: %v; the cluster does it when it learns of the command's end\n", names, err)
 	}
+	return errors.Is(err, client.ErrSuspended)
 }
 
 // interrupted ends a wait as the signal would have.

@@ -25,6 +25,7 @@ const (
 	exitUnavailable = 69
 	exitTempFail    = 75
 	exitLost        = 76
+	exitSuspended   = 79
 	exitInternal    = 70
 )
 
