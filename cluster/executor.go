@@ -19,11 +19,12 @@ type Executor interface {
 // Task is what an order has one node do.
 type Task struct {
 	Order   uint64
-	Action  string        // freeze or fsfreeze
+	Action  string        // freeze, fsfreeze, checkpoint or restart
 	Spec    []byte        // JSON, which the executor alone reads
 	Timeout time.Duration // from Freeze on; negative: none
 	Lease   time.Duration // how long it stays frozen without a Renew, whatever this process does
 	By      string        // who asked, for logs
+	Locks   *TaskLocks    // the lock table, for tasks that have to do with locks
 }
 
 // Prepared is a task that is ready to be carried out. One that is never frozen is

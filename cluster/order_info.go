@@ -9,7 +9,7 @@ import (
 
 // OrderRequest is the body of POST /v1/orders.
 type OrderRequest struct {
-	Action      string          `json:"action"`                 // freeze or fsfreeze
+	Action      string          `json:"action"`                 // freeze, fsfreeze, checkpoint or restart
 	Spec        json.RawMessage `json:"spec"`                   // what, for the nodes' executors
 	Nodes       []string        `json:"nodes,omitempty"`        // by name
 	All         bool            `json:"all,omitempty"`          // all servers and agents, instead of Nodes; refused if one is out of touch. An agent that was given up (Config.NodeGrace) is left out

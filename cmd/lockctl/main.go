@@ -148,6 +148,8 @@ signal n ended it; and
   lockctl remove lock3
   lockctl fsfreeze --node db1,db2,db3 /data -- ssh array snapshot vol7
   lockctl freeze --node n3 --tree 4711 -- ssh n3 gcore 4711
+  lockctl checkpoint --node n1 --lock render --suspend --file /shared/render.ckpt
+  lockctl restart --node n2 --file /shared/render.ckpt
   lockctl orders
   lockctl --addr node2:1755 members
   lockctl doctor`,
@@ -176,6 +178,7 @@ signal n ended it; and
 			p.socket = p.admin
 		}
 	}
+	root.AddCommand(p.checkpointCommand(), p.restartCommand())
 	root.AddCommand(p.freezeCommand(), p.fsfreezeCommand(), p.thawCommand(), p.fsthawCommand(), p.ordersCommand(), p.doctorCommand())
 	root.AddCommand(p.statusCommand(), p.membersCommand(), p.locksCommand(), p.breakCommand(), p.watchCommand(), p.transferCommand(), p.removeCommand())
 	return root

@@ -174,24 +174,23 @@ func (o *options) validate(ctx context.Context) error {
 
 // What --executors can name.
 const (
-	executorProcs = "procs"
-	executorFS    = "fs"
+	executorProcs      = "procs"
+	executorFS         = "fs"
+	executorCheckpoint = "checkpoint"
 )
 
 func (o *options) validateExecutors(uid int) error {
 	for _, x := range o.executors {
 		switch x {
-		case executorProcs, executorFS:
-		case "checkpoint":
-			return usagef("--executors %s: that is not there yet", x)
+		case executorProcs, executorFS, executorCheckpoint:
 		default:
-			return usagef("--executors %q: there are procs and fs", x)
+			return usagef("--executors %q: there are procs, fs and checkpoint", x)
 		}
 	}
 	on := len(o.executors) > 0
 	switch {
 	case on && uid != 0:
-		return usagef("--executors: only root can freeze: run lockerd as root, or leave it out")
+		return usagef("--executors: only root can freeze and checkpoint: run lockerd as root, or leave it out")
 	case o.hooks != "" && !on:
 		return usagef("--hooks are run by executors: say which with --executors")
 	case o.hooks != "" && !filepath.IsAbs(o.hooks):

@@ -150,8 +150,7 @@ func TestMistakes(t *testing.T) {
 		{"--peer 0.0.0.0:1753 --insecure", "say with --advertise"},
 		{"--advertise 0.0.0.0 --insecure", "no address that others can use"},
 		{"--config /nonexistent", "/nonexistent"},
-		{"--executors all", `"all": there are procs and fs`},
-		{"--executors procs,checkpoint", "checkpoint: that is not there yet"},
+		{"--executors all", `"all": there are procs, fs and checkpoint`},
 		{"--hooks /etc/hooks", "say which with --executors"},
 		{"--hook-timeout soon", "hook-timeout"},
 		{"--hook-timeout 0s", "--hook-timeout 0s: wants more than 0"},
@@ -171,7 +170,7 @@ func TestMistakes(t *testing.T) {
 		args string
 		want string
 	}{
-		{7, "--executors fs", "only root can freeze"},
+		{7, "--executors fs", "only root can freeze and checkpoint"},
 		{0, "--executors fs --hooks hooks.d", "--hooks hooks.d: wants the whole path"},
 	} {
 		o, _, err := parse(strings.Fields(c.args), env())

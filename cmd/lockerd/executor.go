@@ -10,26 +10,61 @@ import (
 
 	"github.com/lockerd/lockerd/cluster"
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/freezer/checkpoint/executor"
 )
 
-// executor lets the cluster freeze on this host.
-type executor struct {
-	*freezer.Executor
-	closing chan struct{} // closed when the node is done with it
+// executors carry out orders on this host: each kind its own actions.
+type executors struct {
+	freezer     *freezer.Executor
+	checkpoints *executor.Executor // nil if they are off
+	closing     chan struct{}      // closed when the node is done with them
+}
+
+var errNoCheckpoints = errors.New("checkpoints are off: start lockerd there with --executors checkpoint")
+
+func (x executors) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepared, error) {
+	if t.Action != executor.ActionCheckpoint && t.Action != executor.ActionRestart {
+		p, err := x.freezer.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout, t.Lease)
+		if err != nil {
+			return nil, err // and no interface that has a nil in it
+		}
+		return p, nil
+	}
+	if x.checkpoints == nil {
+		return nil, errNoCheckpoints
+	}
+	p, err := x.checkpoints.Prepare(ctx, t.Order, t.Action, t.Spec, taskLocks{t.Locks})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Close thaws, and waits for the hooks to be told of it. They may take their time.
-func (x executor) Close() error {
+func (x executors) Close() error {
 	close(x.closing)
-	return x.Executor.Close()
+	err := x.freezer.Close()
+	if x.checkpoints != nil {
+		err = errors.Join(err, x.checkpoints.Close())
+	}
+	return err
 }
 
-func (x executor) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepared, error) {
-	p, err := x.Executor.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout, t.Lease)
-	if err != nil {
-		return nil, err // and no interface that has a nil in it
+// taskLocks is the lock table as checkpoints see it.
+type taskLocks struct{ *cluster.TaskLocks }
+
+func (l taskLocks) Holds(ctx context.Context, lock string) ([]executor.Hold, error) {
+	list, err := l.TaskLocks.Holds(ctx, lock)
+	holds := make([]executor.Hold, len(list))
+	for i, h := range list {
+		holds[i] = executor.Hold(h)
 	}
-	return p, nil
+	return holds, err
+}
+
+func (taskLocks) Refused(err error) bool {
+	var r cluster.Refusal
+	return errors.As(err, &r)
 }
 
 // openExecutor makes the executor of --executors; nil without.
@@ -37,14 +72,15 @@ func (o *options) openExecutor(admin *adminPort, log hclog.Logger) (cluster.Exec
 	if len(o.executors) == 0 {
 		return nil, nil
 	}
-	x, err := freezer.NewExecutor(freezer.ExecutorConfig{
+	log = log.Named("executor")
+	f, err := freezer.NewExecutor(freezer.ExecutorConfig{
 		Procs:       slices.Contains(o.executors, executorProcs),
 		FS:          slices.Contains(o.executors, executorFS),
 		HooksDir:    o.hooks,
 		HookTimeout: o.hookTimeout,
 		Protect:     append([]string{o.dataDir}, o.protect...),
 		Except:      admin.spared,
-		Log:         log.Named("executor").Info,
+		Log:         log.Info,
 	})
 	switch {
 	case errors.Is(err, freezer.ErrHook):
@@ -52,5 +88,9 @@ func (o *options) openExecutor(admin *adminPort, log hclog.Logger) (cluster.Exec
 	case err != nil:
 		return nil, fmt.Errorf("--executors: %w", err)
 	}
-	return executor{x, make(chan struct{})}, nil
+	x := executors{freezer: f, closing: make(chan struct{})}
+	if slices.Contains(o.executors, executorCheckpoint) {
+		x.checkpoints = executor.New(log.Info)
+	}
+	return x, nil
 }

@@ -59,7 +59,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.StringVar(&o.http, "http", "127.0.0.1:1755", "`address` of the status page, the API and metrics, or off")
 	fs.StringVar(&o.advertise, "advertise", "", "host `name` or address under which other nodes reach this one (default that of --peer)")
 	fs.BoolVar(&o.insecure, "insecure", false, "let peers and gossip leave this host without encryption or a key")
-	fs.StringSliceVar(&o.executors, "executors", nil, "let orders of the cluster freeze on this host: `procs` for processes, fs for file systems, or both; takes root")
+	fs.StringSliceVar(&o.executors, "executors", nil, "let orders of the cluster act on this host: freeze `procs` or fs (processes, file systems), checkpoint jobs; takes root")
 	fs.StringVar(&o.hooks, "hooks", "", "`directory` of programs that are run with freeze before a freeze and with thaw after it")
 	fs.DurationVar(&o.hookTimeout, "hook-timeout", freezer.DefaultHookTimeout, "how long one of them may take")
 	fs.StringSliceVar(&o.protect, "protect", nil, "`paths` whose file systems are never frozen, beside those that never are")
@@ -268,6 +268,8 @@ With --executors the node carries out what lockctl freeze and lockctl fsfreeze o
 also by way of other nodes. What it has frozen thaws when the time of the order is
 up, when the node is killed, stopped, or out of touch with the cluster. The file
 systems of /, /usr, /var, /run and /tmp, of --data-dir and of --protect are refused.
+With --executors checkpoint it writes jobs to files, and starts them again, as lockctl
+checkpoint and lockctl restart order. That takes CRIU: see scripts/install-criu.
 
 Options:
 `

@@ -22,6 +22,8 @@ import (
 	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/cluster"
 	"github.com/lockerd/lockerd/freezer"
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/executor"
 	"github.com/lockerd/lockerd/pidprobe"
 )
 
@@ -45,6 +47,8 @@ const maxWeb = 512
 
 func main() {
 	freezer.AtGuard()
+	checkpoint.AtStage()
+	executor.AtParent()
 	// A log that nobody reads any more must not end the node.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 4)
@@ -145,14 +149,14 @@ func (o *options) serve(ports listeners, node *cluster.Node, executes cluster.Ex
 		"http", address(ports.http), "peers", address(ports.peer), "pidstat", packetAddress(ports.pidstat),
 		"admin", ports.adminAddress(), "data", o.dataDir)
 	if len(o.executors) > 0 {
-		log.Info("orders of the cluster may freeze here", "executors", strings.Join(o.executors, ","), "hooks", o.hooks)
+		log.Info("orders of the cluster are carried out here", "executors", strings.Join(o.executors, ","), "hooks", o.hooks)
 	}
 	tell(log, socket, "READY=1\n")
 
 	code := await(node, signals, failed, log)
 	tell(log, socket, "STOPPING=1\n")
 	halt := stopping{limit: stopTime, signals: signals, log: log, extend: func() { tell(log, socket, extendStop) }}
-	if x, ok := executes.(executor); ok {
+	if x, ok := executes.(executors); ok {
 		halt.closing = x.closing
 	}
 	if err := halt.stop(node.Close, web.Close); err != nil {

@@ -55,7 +55,10 @@ type Order struct {
 	// things in; "" is os.TempDir. Where there is a File and no User it is not used.
 	Scratch string
 	Asker   *Asker // who of them asks
-	CRIU    *CRIU  // nil to find one
+	// Safe is called when the file is whole, and before the signal. After an error of it
+	// the processes run on; the file stays.
+	Safe func(*Manifest) error
+	CRIU *CRIU // nil to find one
 }
 
 // Report tells of a checkpoint.
@@ -198,6 +201,11 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 	}
 	if r.Size, err = o.save(ctx, r.Manifest, b); err != nil {
 		return nil, err
+	}
+	if o.Safe != nil {
+		if err := o.Safe(r.Manifest); err != nil {
+			return nil, err
+		}
 	}
 	if o.Signal == 0 {
 		return r, nil

@@ -261,6 +261,11 @@ func (o *restoreOrder) deliver() {
 	if !o.holds() || o.Signal == syscall.SIGKILL {
 		return
 	}
+	o.resume()
+}
+
+// resume lets those processes run that were not stopped when checkpointed.
+func (o *restoreOrder) resume() {
 	stopped := map[int]bool{}
 	for _, pid := range o.Stopped {
 		stopped[pid] = true
@@ -310,6 +315,41 @@ func (j *Job) Wait() (syscall.WaitStatus, error) {
 		_ = j.root.Close()
 	})
 	return j.status, j.err
+}
+
+// PID is the number by which we know the job: that of its eldest process, or of the stage
+// that it lives under.
+func (j *Job) PID() int {
+	if j.stage != nil {
+		return j.stage.cmd.Process.Pid
+	}
+	return j.Manifest.Root
+}
+
+// Continue lets those processes run that were left stopped, as Plan.Signal said, and were
+// not stopped when checkpointed.
+func (j *Job) Continue() error {
+	if j.stage != nil {
+		return j.stage.signal(resume)
+	}
+	for _, p := range j.Manifest.Processes {
+		if !p.Stopped && !p.Ended {
+			_ = syscall.Kill(p.PID, syscall.SIGCONT) // they stand still, and cannot have ended
+		}
+	}
+	return nil
+}
+
+// Kill ends all processes of a job that still stand still.
+func (j *Job) Kill() {
+	if j.stage != nil {
+		_ = j.stage.cmd.Process.Kill() // it is the first of their namespace, or has made them ours
+	}
+	for _, p := range j.Manifest.Processes {
+		if j.stage == nil && !p.Ended {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL)
+		}
+	}
 }
 
 // Signal sends a signal to the eldest process.

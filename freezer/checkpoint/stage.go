@@ -170,11 +170,18 @@ func stageMain() int {
 			if in.Decode(&sig) != nil {
 				return
 			}
+			if sig == resume {
+				o.resume()
+				continue
+			}
 			_ = syscall.Kill(o.Root, sig)
 		}
 	}()
 	return reap(o.Root, func(status syscall.WaitStatus) { _ = out.Encode(report{Ended: true, Status: &status}) })
 }
+
+// resume is what a stage is told instead of a signal: let the processes run.
+const resume syscall.Signal = -1
 
 // orderVariable has the order of a stage that a stage starts.
 const orderVariable = "LOCKERD_CHECKPOINT_STAGE"

@@ -1,0 +1,232 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+// save prepares a checkpoint.
+func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, locks Locks) (run func(context.Context) (string, error), err error) {
+	o := checkpoint.Order{File: s.File, Compress: s.Zstd}
+	switch {
+	case (s.PID != 0) == (s.Lock != ""):
+		return nil, errors.New("what? name either a process or a lock")
+	case s.PID < 0:
+		return nil, fmt.Errorf("%d is no process", s.PID)
+	}
+	if err := checkFile(s.File); err != nil {
+		return nil, err
+	}
+	switch s.After {
+	case "", "run":
+		if s.Suspend && s.After != "" {
+			return nil, errors.New("a job whose lock is suspended cannot run on")
+		}
+	case "stop":
+		o.Signal = syscall.SIGSTOP
+	case "kill":
+		o.Signal = syscall.SIGKILL
+	default:
+		return nil, fmt.Errorf("after a checkpoint a job is to run, stop or kill, and not %q", s.After)
+	}
+	if s.Suspend {
+		if s.After == "stop" {
+			return nil, errors.New("a job whose lock is suspended is ended, and cannot be stopped")
+		}
+		// There must not be two of the file for one lock.
+		o.Signal, o.Exclusive = syscall.SIGKILL, true
+	}
+	if st, err := os.Stat(filepath.Dir(s.File)); err != nil || !st.IsDir() {
+		return nil, fmt.Errorf("there is no directory %s on this node", filepath.Dir(s.File))
+	}
+	if _, err := os.Lstat(s.File); err == nil && s.Suspend {
+		return nil, fmt.Errorf("%s is there already, and may be somebody's job", s.File)
+	}
+	hold, err := find(ctx, s, locks)
+	if err != nil {
+		return nil, err
+	}
+	pid := s.PID
+	if pid == 0 {
+		pid = hold.PID
+	}
+	if pid, err = jobOf(pid, hold); err != nil {
+		return nil, err
+	}
+	o.Target = checkpoint.Tree(pid)
+	if o.CRIU, err = checkpoint.Find(ctx); err != nil {
+		return nil, err
+	}
+	if hold != nil {
+		for _, name := range hold.Locks {
+			o.Locks = append(o.Locks, checkpoint.Lock{Name: name, Owner: hold.Owner, Mode: hold.Mode, Fence: hold.Fence})
+		}
+	}
+	return func(ctx context.Context) (string, error) {
+		if s.Suspend {
+			o.Safe = func(m *checkpoint.Manifest) error { return x.suspend(ctx, order, locks, hold, s.File, m) }
+		}
+		r, err := checkpoint.Checkpoint(ctx, o)
+		if err != nil {
+			return "", err
+		}
+		return said(r, o.Signal, hold, s.Suspend), nil
+	}, nil
+}
+
+// said tells of a checkpoint.
+func said(r *checkpoint.Report, sig syscall.Signal, hold *Hold, suspended bool) string {
+	text := fmt.Sprintf("%s, %.1f MB", plural(len(r.Manifest.Processes)), float64(r.Size)/1e6)
+	switch {
+	case suspended:
+		text += fmt.Sprintf(", ended; %s is suspended, with fence %d", strings.Join(hold.Locks, " "), hold.Fence)
+	case sig == syscall.SIGKILL:
+		text += ", ended"
+	case sig == syscall.SIGSTOP:
+		text += ", stopped"
+	default:
+		text += fmt.Sprintf(", stood still for %v", r.Pause.Round(time.Millisecond))
+	}
+	return text
+}
+
+func plural(n int) string {
+	if n == 1 {
+		return "1 process"
+	}
+	return strconv.Itoa(n) + " processes"
+}
+
+// find finds the hold of the lock, or of the process if its lock is to be suspended. It is
+// nil if there is none, and none is needed.
+func find(ctx context.Context, s CheckpointSpec, locks Locks) (*Hold, error) {
+	if s.Lock == "" && !s.Suspend {
+		return nil, nil
+	}
+	holds, err := locks.Holds(ctx, s.Lock)
+	if err != nil {
+		return nil, err
+	}
+	if s.Lock == "" {
+		holds = slices.DeleteFunc(holds, func(h Hold) bool { return h.PID != s.PID })
+		switch len(holds) {
+		case 0:
+			return nil, fmt.Errorf("process %d holds no lock that could be suspended", s.PID)
+		case 1:
+			return &holds[0], nil
+		}
+		return nil, fmt.Errorf("process %d has %d holds: say by --lock which is to be suspended", s.PID, len(holds))
+	}
+	switch {
+	case len(holds) == 0:
+		return nil, fmt.Errorf("nobody holds %s", s.Lock)
+	case len(holds) > 1:
+		return nil, fmt.Errorf("%s has %d holders: name the process", s.Lock, len(holds))
+	}
+	switch h := holds[0]; {
+	case h.Suspended:
+		return nil, fmt.Errorf("%s is suspended already by %s: its job is in %s", s.Lock, h.By, h.Context)
+	case h.PID == 0:
+		return nil, fmt.Errorf("%s is held by %s, and it is not known by which process", s.Lock, h.Owner)
+	case !h.Here:
+		return nil, fmt.Errorf("%s is held by process %d of %s, and that is not this host", s.Lock, h.PID, h.Host)
+	default:
+		return &h, nil
+	}
+}
+
+// jobOf is the process to begin with: of a lockersh that waits for all that its command
+// has started, that command, as its own connection could not be saved.
+func jobOf(pid int, hold *Hold) (int, error) {
+	start, err := startOf(pid)
+	if err != nil {
+		return 0, fmt.Errorf("there is no process %d on this node", pid)
+	}
+	if hold != nil && hold.PID == pid && hold.Start != 0 && hold.Start != start {
+		return 0, fmt.Errorf("process %d has ended, and its number is another's", pid)
+	}
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	if err != nil || filepath.Base(exe) != "lockersh" {
+		return pid, nil
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	children := strings.Fields(string(text))
+	if err != nil || len(children) != 1 {
+		return 0, fmt.Errorf("process %d is lockersh, which cannot be saved itself, and has %d children: name the one", pid, len(children))
+	}
+	return strconv.Atoi(children[0])
+}
+
+// startOf reads when a process began, in clock ticks since boot (proc_pid_stat(5)).
+func startOf(pid int) (uint64, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 20 {
+		return 0, errors.New("not the text of proc_pid_stat(5)")
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// suspend has the table keep the lock, while the job stands still and its file is whole.
+func (x *Executor) suspend(ctx context.Context, order uint64, locks Locks, hold *Hold, file string, m *checkpoint.Manifest) error {
+	answer := make(chan error, 1)
+	x.work.Add(1)
+	go func() {
+		defer x.work.Done()
+		answer <- locks.Suspend(x.ctx, hold.Fence, file)
+	}()
+	var err error
+	select {
+	case err = <-answer:
+	case <-ctx.Done():
+		// The job is not kept waiting, and must not run under a lock that is suspended.
+		x.work.Add(1)
+		go func() {
+			defer x.work.Done()
+			if err := <-answer; err == nil {
+				x.log("the lock was suspended late: ending the job", "order", order, "locks", hold.Locks, "file", file)
+				end(m)
+			}
+		}()
+		return fmt.Errorf("the job runs on, and %s is whole: it is not known whether the lock will be suspended, and the job be ended: %w", file, context.Cause(ctx))
+	}
+	if err == nil {
+		return nil
+	}
+	if locks.Refused(err) {
+		if e := os.Remove(file); e != nil {
+			err = fmt.Errorf("%w; and %s cannot be removed: %w", err, file, e)
+		}
+	}
+	return fmt.Errorf("the job runs on: %w", err)
+}
+
+// end kills the processes of a manifest that are still those.
+func end(m *checkpoint.Manifest) {
+	for _, p := range m.Processes {
+		fd, err := unix.PidfdOpen(p.PID, 0)
+		if err != nil {
+			continue
+		}
+		// What the descriptor is for cannot change any more.
+		if start, err := startOf(p.PID); err == nil && start == p.Start {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		}
+		_ = unix.Close(fd)
+	}
+}
