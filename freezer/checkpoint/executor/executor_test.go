@@ -1,0 +1,192 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+// fakeLocks is a lock table with what is in it.
+type fakeLocks struct {
+	holds   []Hold
+	answers chan error // of Suspend
+}
+
+var errNo = errors.New("no")
+
+func (f *fakeLocks) Holds(_ context.Context, lock string) (list []Hold, err error) {
+	for _, h := range f.holds {
+		if lock == "" && h.Here || lock == h.Locks[0] {
+			list = append(list, h)
+		}
+	}
+	return list, nil
+}
+func (f *fakeLocks) Suspend(context.Context, uint64, string) error               { return <-f.answers }
+func (f *fakeLocks) Resume(context.Context, uint64, int) (fence uint64, e error) { return 0, errNo }
+func (f *fakeLocks) Refused(err error) bool                                      { return errors.Is(err, errNo) }
+
+func prepare(t *testing.T, action string, spec any, holds ...Hold) error {
+	t.Helper()
+	text, ok := spec.(string)
+	if !ok {
+		b, err := json.Marshal(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = string(b)
+	}
+	x := New(nil)
+	defer x.Close()
+	_, err := x.Prepare(t.Context(), 1, action, []byte(text), &fakeLocks{holds: holds})
+	return err
+}
+
+// TestRefused is all that is refused before anything has happened.
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	file, there := filepath.Join(dir, "f"), filepath.Join(dir, "there")
+	if err := os.WriteFile(there, []byte("no context"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	me := os.Getpid()
+	locks := []Hold{
+		{Fence: 1, Locks: []string{"far"}, Host: "h2", PID: me},
+		{Fence: 2, Locks: []string{"kept"}, Suspended: true, By: "root@h1", Context: "/c/1"},
+		{Fence: 3, Locks: []string{"shared"}, PID: me, Here: true},
+		{Fence: 4, Locks: []string{"shared"}, PID: me, Here: true},
+		{Fence: 5, Locks: []string{"nobody"}, Owner: "ann", Here: true},
+		{Fence: 6, Locks: []string{"past"}, PID: me, Start: 1, Here: true},
+	}
+	for _, tt := range []struct {
+		action string
+		spec   any
+		want   string
+	}{
+		{"thaw", "{}", `there is no action "thaw"`},
+		{ActionCheckpoint, "{", "read the spec"},
+		{ActionCheckpoint, `{"pids":1}`, "unknown field"},
+		{ActionCheckpoint, "{} {}", "something stands behind it"},
+		{ActionCheckpoint, strings.Repeat(" ", maxSpec+1), "longer than"},
+		{ActionCheckpoint, CheckpointSpec{File: file}, "either a process or a lock"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, Lock: "a", File: file}, "either a process or a lock"},
+		{ActionCheckpoint, CheckpointSpec{PID: -1, File: file}, "-1 is no process"},
+		{ActionCheckpoint, CheckpointSpec{PID: me}, "which file?"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: "f"}, "whole name from /"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: dir + "/../f"}, "whole name from /"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: "/a\nb"}, "control characters"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: "/nowhere/f"}, "no directory /nowhere"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, After: "term"}, `and not "term"`},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, After: "run", Suspend: true}, "cannot run on"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, After: "stop", Suspend: true}, "cannot be stopped"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: there, Suspend: true}, "is there already"},
+		{ActionCheckpoint, CheckpointSpec{PID: 1, File: file, Suspend: true}, "process 1 holds no lock"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, Suspend: true}, "has 3 holds: say by --lock"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "free", File: file}, "nobody holds free"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "far", File: file}, "of h2, and that is not this host"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "kept", File: file}, "suspended already by root@h1: its job is in /c/1"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "shared", File: file}, "has 2 holders"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "nobody", File: file}, "not known by which process"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "past", File: file}, "its number is another's"},
+		{ActionCheckpoint, CheckpointSpec{PID: 1 << 30, File: file}, "there is no process"},
+		{ActionRestart, RestartSpec{}, "which file?"},
+		{ActionRestart, RestartSpec{File: file}, "no such file"},
+		{ActionRestart, RestartSpec{File: there}, there},
+		{ActionRestart, RestartSpec{File: there, Relocations: make([]checkpoint.Relocation, 17)}, "at most 16"},
+	} {
+		err := prepare(t, tt.action, tt.spec, locks...)
+		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s %+v: %v; want it refused: %s", tt.action, tt.spec, err, tt.want)
+		}
+	}
+}
+
+// TestKept is which job may have its lock back.
+func TestKept(t *testing.T) {
+	m := &checkpoint.Manifest{Locks: []checkpoint.Lock{{Name: "a", Fence: 3}, {Name: "b", Fence: 3}}}
+	for _, tt := range []struct {
+		name  string
+		m     *checkpoint.Manifest
+		lock  string
+		holds []Hold
+		want  string // "" for fence 3, "-" for none
+	}{
+		{"no lock", &checkpoint.Manifest{}, "", nil, "-"},
+		{"none, and one is wanted", &checkpoint.Manifest{}, "a", nil, "had no lock"},
+		{"kept", m, "", []Hold{{Fence: 3, Locks: []string{"a", "b"}, Suspended: true}}, ""},
+		{"kept, named", m, "b", []Hold{{Fence: 3, Locks: []string{"a", "b"}, Suspended: true}}, ""},
+		{"another's name", m, "c", nil, "had the lock a, and not c"},
+		{"it lives", m, "", []Hold{{Fence: 3, Locks: []string{"a"}, PID: 7, Host: "h"}}, "lives: it holds a, with fence 3, as process 7 of h"},
+		{"restarted before", m, "", []Hold{{Fence: 4, Locks: []string{"a"}, Owner: "x"}}, "any more: it is held by x, with fence 4"},
+		{"over", m, "", nil, "the hold with fence 3 is over"},
+		{"suspended again", m, "", []Hold{{Fence: 5, Locks: []string{"a"}, Owner: "x", Suspended: true}}, "any more"},
+	} {
+		h, err := kept(t.Context(), tt.m, RestartSpec{File: "/c", Lock: tt.lock}, &fakeLocks{holds: tt.holds})
+		switch {
+		case tt.want == "" && (err != nil || h == nil || h.Fence != 3),
+			tt.want == "-" && (err != nil || h != nil),
+			len(tt.want) > 1 && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: %+v, %v; want %q", tt.name, h, err, tt.want)
+		}
+	}
+}
+
+// TestSuspend has the table agree, refuse, and answer too late.
+func TestSuspend(t *testing.T) {
+	job := exec.Command("sleep", "1000")
+	if err := job.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer job.Process.Kill()
+	start, err := startOf(job.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &checkpoint.Manifest{Processes: []checkpoint.Process{
+		{PID: job.Process.Pid, Start: start}, {PID: os.Getpid(), Start: 1}, // one that was ours, and its number is another's
+	}}
+	file := filepath.Join(t.TempDir(), "f")
+	x, locks := New(nil), &fakeLocks{answers: make(chan error, 1)}
+	defer x.Close()
+	suspend := func(ctx context.Context) error {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return x.suspend(ctx, 1, locks, &Hold{Fence: 3, Locks: []string{"a"}}, file, m)
+	}
+	there := func() bool { _, err := os.Stat(file); return err == nil }
+
+	locks.answers <- nil
+	if err := suspend(t.Context()); err != nil || !there() {
+		t.Errorf("agreed: %v, file %v", err, there())
+	}
+	locks.answers <- errNo
+	if err := suspend(t.Context()); err == nil || there() {
+		t.Errorf("refused: %v, file %v", err, there())
+	}
+	locks.answers <- errors.New("silence")
+	if err := suspend(t.Context()); err == nil || !there() {
+		t.Errorf("unknown: %v, file %v", err, there())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := suspend(ctx); err == nil || !strings.Contains(err.Error(), "not known") || !there() {
+		t.Errorf("late: %v, file %v", err, there())
+	}
+	if err := job.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Fatal("the job was ended before its lock was suspended:", err)
+	}
+	locks.answers <- nil
+	state, err := job.Process.Wait()
+	if err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the job after its lock was suspended: %v, %v", state, err)
+	}
+}
