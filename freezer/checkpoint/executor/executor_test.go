@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -137,6 +139,28 @@ func TestKept(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want %q", tt.name, h, err, tt.want)
 		}
 	}
+}
+
+// TestChildren finds those that another thread than the first has made.
+func TestChildren(t *testing.T) {
+	made := make(chan *exec.Cmd)
+	go func() {
+		runtime.LockOSThread()
+		c := exec.Command("sleep", "1000")
+		if err := c.Start(); err != nil {
+			t.Error(err)
+		}
+		made <- c
+		made <- nil // until then this thread is kept
+	}()
+	c := <-made
+	all, err := children(os.Getpid())
+	if err != nil || !slices.Contains(all, c.Process.Pid) {
+		t.Errorf("children %v, %v: %d is not among them", all, err, c.Process.Pid)
+	}
+	<-made
+	_ = c.Process.Kill()
+	_ = c.Wait()
 }
 
 // TestSuspend has the table agree, refuse, and answer too late.

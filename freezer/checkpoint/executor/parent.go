@@ -145,13 +145,11 @@ const fenceDir = "/run/lockersh"
 func fenceFile(job *checkpoint.Job) (path string, err error) {
 	pid := job.PID()
 	if pid != job.Manifest.Root { // a stage's, which has one child
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-		if err != nil {
-			return "", err
+		all, err := children(pid)
+		if err != nil || len(all) == 0 {
+			return "", errors.Join(errors.New("the job's eldest process is not found"), err)
 		}
-		if _, err := fmt.Sscan(string(text), &pid); err != nil {
-			return "", fmt.Errorf("find the job's eldest process: %w", err)
-		}
+		pid = all[0]
 	}
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {

@@ -161,12 +161,34 @@ func jobOf(pid int, hold *Hold) (int, error) {
 	if err != nil || filepath.Base(exe) != "lockersh" {
 		return pid, nil
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	children := strings.Fields(string(text))
-	if err != nil || len(children) != 1 {
-		return 0, fmt.Errorf("process %d is lockersh, which cannot be saved itself, and has %d children: name the one", pid, len(children))
+	all, err := children(pid)
+	if err != nil || len(all) != 1 {
+		return 0, fmt.Errorf("process %d is lockersh, which cannot be saved itself, and has %d children: name the one", pid, len(all))
 	}
-	return strconv.Atoi(children[0])
+	return all[0], nil
+}
+
+// children are the children of a process: of all its threads, as each has a list of those
+// that it has made (proc_pid_task_tid_children(5)).
+func children(pid int) (all []int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range lists {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // a thread that has ended meanwhile: its list is another's now
+		}
+		for word := range strings.FieldsSeq(string(text)) {
+			child, err := strconv.Atoi(word)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, child)
+		}
+	}
+	return all, nil
 }
 
 // startOf reads when a process began, in clock ticks since boot (proc_pid_stat(5)).
