@@ -268,6 +268,26 @@ func TestASuspendedJob(t *testing.T) {
 	j.free(a)
 	whole(t, j.file("out"))
 
+	// A lockersh whose command is suspended says so, and leaves the lock alone.
+	must(t, os.Remove(j.file("stop")))
+	must(t, os.Remove(j.file("out")))
+	job = j.begin(a, lockersh, "--lock", "job1", "--checkpointable", "--", "sh", "job")
+	j.counts()
+	j.want(b, lockctl, "checkpoint", "--node", a.Name, "--lock", "job1", "--suspend", "--file", j.file("sh.ckpt"))
+	ended(job)
+	said, _ := os.ReadFile(j.file("said"))
+	if code := farm.ExitCode(job.ProcessState); code != 79 || !strings.Contains(string(said), "has been put on disk, and the lock job1 is kept for it") {
+		t.Errorf("lockersh ended with %d: %s", code, said)
+	}
+	if h := j.hold(b); h == nil || h.Suspended == nil {
+		t.Errorf("the lock of a suspended lockersh: %+v", h)
+	}
+	j.want(c, lockctl, "restart", "--node", b.Name, "--no-restore-pid", "--file", j.file("sh.ckpt"))
+	j.counts()
+	must(t, os.WriteFile(j.file("stop"), nil, 0o644))
+	j.free(a)
+	whole(t, j.file("out"))
+
 	// Broken, it is nobody's: the job cannot come back.
 	must(t, os.Remove(j.file("stop")))
 	must(t, os.Remove(j.file("out")))
