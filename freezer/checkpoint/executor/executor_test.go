@@ -32,6 +32,7 @@ func (f *fakeLocks) Holds(_ context.Context, lock string) (list []Hold, err erro
 	}
 	return list, nil
 }
+
 func (f *fakeLocks) Suspend(context.Context, uint64, string) error               { return <-f.answers }
 func (f *fakeLocks) Resume(context.Context, uint64, int) (fence uint64, e error) { return 0, errNo }
 func (f *fakeLocks) Refused(err error) bool                                      { return errors.Is(err, errNo) }
