@@ -40,6 +40,7 @@ type Suspension struct {
 	By      string `json:"by"`
 	Ago     int64  `json:"ms_ago"`
 	Context string `json:"context,omitempty"` // where the job is
+	Ending  bool   `json:"ending,omitempty"`  // it is not known to have ended yet
 }
 
 // WaiterInfo is a queued request in the cluster's table. Times are in milliseconds.

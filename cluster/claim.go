@@ -219,7 +219,7 @@ func (c *Claim) again() *call {
 			finish: func(_ fsm.Ask, res fsm.Result) {
 				if res.Code != fsm.Done {
 					kind := fsm.EventReleased
-					if res.Reason != "" {
+					if res.Code == fsm.NotHeld && res.Reason != "" {
 						kind = fsm.EventSuspended
 					}
 					c.notify(fsm.Event{Kind: kind, Owner: c.request.Owner, Fence: c.fence})

@@ -43,7 +43,7 @@ func newDuty(s *orders, o *fsm.Order, inc fsm.Incarnation) *duty {
 	d := &duty{
 		orders: s, order: o.ID, inc: inc,
 		task: Task{
-			Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, By: o.By, Locks: &TaskLocks{s.node, o.By},
+			Order: uint64(o.ID), Action: o.Action, Spec: o.Spec, By: o.By, Locks: &TaskLocks{node: s.node, by: o.By},
 			Timeout: timeoutOf(o.Timeout), Lease: leasePerGrace * s.node.cfg.OrderGrace,
 		},
 		freeze: make(chan struct{}), over: make(chan struct{}), past: make(chan struct{}), tried: make(chan struct{}), wake: make(chan struct{}, 1),

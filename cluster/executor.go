@@ -16,6 +16,12 @@ type Executor interface {
 	Close() error
 }
 
+// Recoverer is an Executor that has something to bring to an end that was under way when
+// this node ended. Recover is called once, when the node is open; ctx ends with the node.
+type Recoverer interface {
+	Recover(ctx context.Context, locks *TaskLocks)
+}
+
 // Task is what an order has one node do.
 type Task struct {
 	Order   uint64

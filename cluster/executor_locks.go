@@ -26,9 +26,13 @@ type TaskHold struct {
 	PID       int
 	Start     uint64 // of the process, in clock ticks since boot; 0 if not known
 	Here      bool   // the process is of this host, and of this node's pid namespace
+	Over      bool   // it is of an earlier boot of this host
 	Suspended bool
 	By        string // who has suspended it
 	Context   string // where its job is, then
+	Job       uint64 // under which fence it was put there
+	Ended     bool   // the job is known to have ended
+	Resumed   bool   // it was suspended, and the process is not known to have been let run
 }
 
 // Holds returns the holds of a lock, or, of "", those of the processes of this host.
@@ -42,9 +46,10 @@ func (l *TaskLocks) Holds(ctx context.Context, lock string) ([]TaskHold, error) 
 		i := TaskHold{
 			Fence: uint64(h.Fence), Locks: h.Locks, Owner: h.Owner, Mode: modeWord(h.Mode),
 			Host: h.Process.Host, PID: int(h.Process.PID), Start: h.Process.Start, Here: l.node.liveness.place.has(h.Process),
+			Over: l.node.liveness.place.outlived(h.Process), Resumed: h.Resumed != nil,
 		}
 		if s := h.Suspended; s != nil {
-			i.Suspended, i.By, i.Context = true, s.By, s.Context
+			i.Suspended, i.By, i.Context, i.Job, i.Ended = true, s.By, s.Context, uint64(s.Job), s.Ended
 		}
 		if lock == "" && i.Here || slices.Contains(h.Locks, lock) {
 			list = append(list, i)
@@ -56,7 +61,34 @@ func (l *TaskLocks) Holds(ctx context.Context, lock string) ([]TaskHold, error) 
 // Suspend has the table keep a hold for a job that is in a file. A [Refusal] says that it
 // does not. After any other error it is not known, and Suspend may be called again.
 func (l *TaskLocks) Suspend(ctx context.Context, fence uint64, file string) error {
-	res, err := l.settle(ctx, fsm.Suspend{Fence: fsm.Fence(fence), By: l.by, Context: file})
+	return l.agreed(ctx, fence, fsm.Suspend{Fence: fsm.Fence(fence), By: l.by, Context: file})
+}
+
+// Ended tells the table that the job of a suspended hold does not run any more, so that
+// another node may have it. Of h, what [TaskLocks.Holds] says counts, or Fence and Context
+// for what this task has suspended.
+func (l *TaskLocks) Ended(ctx context.Context, h TaskHold) error {
+	by := l.by
+	if h.By != "" {
+		by = h.By
+	}
+	return l.agreed(ctx, h.Fence, fsm.Suspend{Fence: fsm.Fence(h.Fence), By: by, Context: h.Context, Ended: true})
+}
+
+// Runs tells the table that the process which has a resumed hold was let run: until then
+// its end has the hold suspended again.
+func (l *TaskLocks) Runs(ctx context.Context, fence uint64, pid int) error {
+	return l.agreed(ctx, fence, fsm.Renew{Owner: l.restarted(pid), Fence: fsm.Fence(fence)})
+}
+
+// restarted is the owner of the hold of a restarted job.
+func (l *TaskLocks) restarted(pid int) string {
+	return fmt.Sprintf("%s_%d_restart", l.node.cfg.Host, pid)
+}
+
+// agreed proposes what says nothing but yes or no.
+func (l *TaskLocks) agreed(ctx context.Context, fence uint64, c fsm.Command) error {
+	res, err := l.settle(ctx, c)
 	switch {
 	case err != nil:
 		return err
@@ -77,7 +109,7 @@ func (l *TaskLocks) Resume(ctx context.Context, fence uint64, pid int) (uint64, 
 		return 0, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	c := fsm.Resume{
-		Fence: fsm.Fence(fence), By: l.by, Owner: fmt.Sprintf("%s_%d_restart", n.cfg.Host, pid),
+		Fence: fsm.Fence(fence), By: l.by, Owner: l.restarted(pid),
 		Process: fsm.Process{Host: n.cfg.Host, PID: int32(pid), Start: p.Start, Boot: pidprobe.Here()}, Autounlock: true,
 	}
 	rand.Read(c.ID[:])

@@ -187,6 +187,9 @@ func (n *Node) open() error {
 	}
 	n.run(n.keepLinks)
 	n.run(n.recoverClaims)
+	if x, ok := n.cfg.Executor.(Recoverer); ok {
+		n.run(func() { x.Recover(n.ctx, &TaskLocks{node: n}) })
+	}
 	if n.gossip != nil && !n.cfg.Agent {
 		n.run(n.found)
 	}

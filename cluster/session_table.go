@@ -78,6 +78,7 @@ type suspendedInfo struct {
 	By      string     `json:"by"`
 	Ago     fsm.Millis `json:"ms_ago"`
 	Context string     `json:"context,omitempty"` // where the job is
+	Ending  bool       `json:"ending,omitempty"`  // it is not known to have ended yet
 }
 
 // waiterInfo describes a wait to programs. Times are in milliseconds.
@@ -105,7 +106,7 @@ func holdInfoOf(h *fsm.Hold, now fsm.Millis, waiters int) holdInfo {
 		i.Left = &left
 	}
 	if s := h.Suspended; s != nil {
-		i.Suspended = &suspendedInfo{By: s.By, Ago: now - s.At, Context: s.Context}
+		i.Suspended = &suspendedInfo{By: s.By, Ago: now - s.At, Context: s.Context, Ending: !s.Ended}
 	}
 	return i
 }

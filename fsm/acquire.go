@@ -52,7 +52,7 @@ func (m *Machine) acquire(ask Ask, a Acquire) Result {
 
 	if locks := m.free(a); locks != nil {
 		checks := m.checks(a, locks[0])
-		h := m.grant(ask, a, locks, nil)
+		h := m.grant(ask, a, locks, nil, nil)
 		return Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: m.blocker(a.Locks), Checks: checks}
 	}
 	r := Result{Code: Busy, Owner: m.blocker(a.Locks), Checks: m.checks(a, "")}

@@ -36,6 +36,7 @@ const (
 	flagAutounlock
 	flagAttached
 	flagSuspended
+	flagResumed
 )
 
 // AppendEntry appends the encoding of e:

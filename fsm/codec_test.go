@@ -46,6 +46,7 @@ func fullCommands() []Command {
 		NodesBack{Nodes: []Incarnation{1 << 40}},
 		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753", Out: true},
 		Suspend{Fence: 300, By: "root@h1", Context: "/var/jobs/a b.ckpt"},
+		Suspend{Fence: 300, By: "root@h1", Ended: true},
 		Resume{
 			Fence: 300, By: "root@h2", Owner: "h2_77_ann", ID: id, Limit: 30_000, Lease: 1 << 50, Process: fullProcess(), Autounlock: true,
 		},

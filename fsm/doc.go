@@ -79,10 +79,16 @@
 // cannot run beside itself. A [Break], or a Release by the fence alone, ends it, and so do
 // a limit and an order.
 //
-// [Resume] gives it to a new holder: in one step the hold ends (CauseResumed) and another
+// The job is ended after that, as it has to run on if its lock is not kept. Whoever ends it
+// may be ended himself in between; so a second Suspend, with Ended, says that it is done.
+//
+// [Resume], which is refused before that, gives it to a new holder: in one step the hold ends
+// (CauseResumed) and another
 // one begins, with the same locks, mode and slots and a new fence, and nobody is granted
 // anything in between. As it goes by the old fence, only one of several who have the same
-// job in hand can get it.
+// job in hand can get it. The first [Renew] says that the new holder's process has been let
+// run. One that ends before has done nothing, and the hold is suspended again for the same
+// job, under the new fence.
 //
 // # Time
 //
@@ -168,7 +174,8 @@
 //	     open.
 //	I17  No order is overdue, or of the future.
 //	I18  A suspended hold has no request, no lease and no autounlock, and was not
-//	     suspended in the future.
+//	     suspended in the future. One that was resumed, and not renewed yet, was
+//	     suspended when its job had ended.
 //
 // # Cost
 //

@@ -105,12 +105,16 @@ func (s *script) command() Command {
 	return Tick{}
 }
 
-// suspension suspends or resumes a hold, mostly one that is there.
+// suspension suspends or resumes a hold, mostly one that is there, or has that come to
+// nothing.
 func (s *script) suspension() Command {
 	f, resume := Fence(s.next(60)), s.next(2) == 0
 	if s.table != nil && s.next(8) != 0 {
 		var fit []Fence
 		for _, h := range s.table.Snapshot().Holds() {
+			if h.Resumed != nil && h.Autounlock && s.next(4) != 0 {
+				return ProcessGone{Process: h.Process, Fences: []Fence{h.Fence}} // it has never run
+			}
 			if resume == (h.Suspended != nil) {
 				fit = append(fit, h.Fence)
 			}
@@ -120,7 +124,7 @@ func (s *script) suspension() Command {
 		}
 	}
 	if !resume {
-		return Suspend{Fence: f, By: [...]string{"root", "ann", ""}[min(2, s.next(12)/5)], Context: [...]string{"", "/c/1"}[s.next(2)]}
+		return Suspend{Fence: f, By: [...]string{"root", "ann", ""}[min(2, s.next(12)/5)], Context: [...]string{"", "/c/1"}[s.next(2)], Ended: s.next(4) != 0}
 	}
 	c := Resume{Fence: f, By: "root", Owner: s.owner(), ID: s.id()}
 	switch s.next(4) {
@@ -129,7 +133,7 @@ func (s *script) suspension() Command {
 	case 1:
 		c.Lease = Millis(s.next(60))
 	}
-	if s.next(2) == 0 {
+	if s.next(4) != 0 {
 		c.Autounlock, c.Process = true, s.process()
 	}
 	return c

@@ -78,7 +78,7 @@ func (m *Machine) promote(c *claim) {
 	}
 	w := c.wait
 	m.remove(c)
-	h := m.grant(w.Ask, w.Request, locks, w)
+	h := m.grant(w.Ask, w.Request, locks, w, nil)
 	m.follow(w.Ask, Result{Code: Granted, Fence: h.Fence, Locks: h.Locks, Owner: h.Owner})
 }
 
@@ -112,8 +112,9 @@ func one(names []string, i int) []string {
 	return []string{names[i]}
 }
 
-// grant makes a hold; w is the wait that it ends, nil if there was none.
-func (m *Machine) grant(ask Ask, a Acquire, locks []string, w *Wait) *Hold {
+// grant makes a hold; w is the wait that it ends, and s the suspension, nil if there was
+// none.
+func (m *Machine) grant(ask Ask, a Acquire, locks []string, w *Wait, s *Suspension) *Hold {
 	m.fence++
 	h := &Hold{
 		Fence:      m.fence,
@@ -129,6 +130,7 @@ func (m *Machine) grant(ask Ask, a Acquire, locks []string, w *Wait) *Hold {
 		Renewed:    m.now,
 		Process:    a.Process,
 		Autounlock: a.Autounlock,
+		Resumed:    s,
 	}
 	m.addHold(h)
 	e := m.holdEvent(EventGranted, h)

@@ -18,6 +18,7 @@ type Hold struct {
 	Autounlock bool
 	Attached   bool        // Ask is that of a Renew, and the hold itself is older
 	Suspended  *Suspension // nil unless its job is on disk
+	Resumed    *Suspension // what it goes back to if its process ends before it is renewed
 }
 
 // Wait is a queued request; like Hold, never changed once in the table. Its

@@ -186,9 +186,23 @@ func TestRestoreRefuses(t *testing.T) {
 		}
 	}
 	newer := slices.Clone(good)
-	newer[len(magic)] = version + 1
+	newer[len(magic)] = versionSuspended + 1
 	if _, err := Restore(newer); !errors.Is(err, ErrNewer) {
 		t.Errorf("later version: %v", err)
+	}
+	// Who cannot read suspensions is to say that, and not that the disk is broken.
+	for _, v := range [...]struct {
+		b    []byte
+		want byte
+	}{{good, version}, {encode(t, suspended(t)), versionSuspended}} {
+		if v.b[len(magic)] != v.want {
+			t.Errorf("version %d of a snapshot; want %d", v.b[len(magic)], v.want)
+		}
+		other := slices.Clone(v.b[:len(v.b)-4])
+		other[len(magic)] = version + versionSuspended - v.want
+		if _, err := Restore(seal(other)); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("version %d for %d: %v", other[len(magic)], v.want, err)
+		}
 	}
 
 	hold := func(f Fence, owner string, ask Ask, locks ...string) *Hold {

@@ -122,7 +122,11 @@ func (m *Machine) processGone(c ProcessGone) Result {
 		}
 	}
 	for _, f := range c.Fences {
-		if cl := m.holds.byKey[uint64(f)]; cl != nil && cl.endsWith(c.Process) {
+		switch cl := m.holds.byKey[uint64(f)]; {
+		case cl == nil || !cl.endsWith(c.Process):
+		case cl.hold.Resumed != nil:
+			m.lay(cl, cl.hold.Resumed, CauseProcessGone)
+		default:
 			m.endHold(cl, CauseProcessGone, "")
 		}
 	}
@@ -139,7 +143,7 @@ func (m *Machine) renew(ask Ask, c Renew) Result {
 		return Result{Code: NotHeld, Fence: c.Fence, Reason: cl.hold.suspended()}
 	}
 	again := *cl.hold
-	again.Renewed = m.now
+	again.Renewed, again.Resumed = m.now, nil
 	if c.Attach {
 		m.supersede(cl, ask)
 		again.Ask, again.Attached = ask, true

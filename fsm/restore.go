@@ -33,7 +33,7 @@ func restore(b []byte) (*Machine, error) {
 	if string(r.bytes(len(magic))) != magic {
 		r.fail("not a snapshot of a lock table")
 	}
-	r.version()
+	r.suspensions = r.versionTo(versionSuspended) == versionSuspended
 	if len(r.b) < 4 {
 		r.fail("cut short")
 	}
@@ -94,7 +94,7 @@ func (r *reader) holds(m *Machine) {
 		m.locks = make(map[string]*lock, likely)
 		m.asks = make(map[Ask]*claim, likely)
 	}
-	last := Fence(0)
+	last, jobs := Fence(0), false
 	for range n {
 		h := r.hold()
 		if r.err == nil && h.Fence <= last {
@@ -107,6 +107,10 @@ func (r *reader) holds(m *Machine) {
 		last = h.Fence
 		h.Process = m.intern(h.Process)
 		m.addHold(h)
+		jobs = jobs || h.ofJob()
+	}
+	if r.suspensions && !jobs {
+		r.fail("no hold has a suspension")
 	}
 }
 
@@ -119,12 +123,19 @@ func (r *reader) hold() *Hold {
 	h.Granted, h.Renewed = r.millis(), r.millis()
 	h.Process = r.process()
 	flags := r.byte()
-	if flags&^(flagAutounlock|flagAttached|flagSuspended) != 0 {
+	known := byte(flagAutounlock | flagAttached)
+	if r.suspensions {
+		known |= flagSuspended | flagResumed
+	}
+	if flags&^known != 0 {
 		r.fail("flags %#x", flags)
 	}
 	h.Autounlock, h.Attached = flags&flagAutounlock != 0, flags&flagAttached != 0
 	if flags&flagSuspended != 0 {
 		h.Suspended = r.suspension()
+	}
+	if flags&flagResumed != 0 {
+		h.Resumed = r.suspension()
 	}
 	return h
 }

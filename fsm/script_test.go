@@ -20,7 +20,7 @@ import (
 //	break [LOCK,...] [by=O] [fence=N]
 //	gone host=H pid=N [start=N] [boot=B] [fences=N,...] [tickets=N,...]
 //	renew owner=O fence=N [attach]
-//	suspend FENCE by=B [context=C]
+//	suspend FENCE by=B [context=C] [ended]
 //	resume FENCE owner=O [by=B] [id=N] [limit=MS] [lease=MS] [host=H pid=N] [auto]
 //	tick
 //	join NAME [nonce=N]
@@ -216,7 +216,7 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 	case "renew":
 		p.Command = Renew{Owner: owner, Fence: fence, Attach: a.has("attach")}
 	case "suspend":
-		p.Command = Suspend{Fence: Fence(a.wordNumber(0)), By: a.values["by"], Context: a.values["context"]}
+		p.Command = Suspend{Fence: Fence(a.wordNumber(0)), By: a.values["by"], Context: a.values["context"], Ended: a.has("ended")}
 	case "resume":
 		p.Command = Resume{
 			Fence: Fence(a.wordNumber(0)), By: a.values["by"], Owner: owner, ID: a.id("id"),
@@ -287,7 +287,13 @@ func view(m *Machine, cmd string, a scriptArgs) (string, bool) {
 				fmt.Fprintf(&b, " until=%d", at)
 			}
 			if s := h.Suspended; s != nil {
-				fmt.Fprintf(&b, " suspended=%d by=%s context=%s", s.At, s.By, s.Context)
+				fmt.Fprintf(&b, " suspended=%d by=%s context=%s job=%d", s.At, s.By, s.Context, s.Job)
+				if !s.Ended {
+					b.WriteString(" ending")
+				}
+			}
+			if s := h.Resumed; s != nil {
+				fmt.Fprintf(&b, " resumed job=%d", s.Job)
 			}
 			fmt.Fprintln(&b)
 		}

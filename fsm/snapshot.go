@@ -11,6 +11,10 @@ import (
 // magic begins every encoded snapshot.
 const magic = "lkdtable"
 
+// versionSuspended is that of snapshots in which holds have suspensions. The others have
+// the version that releases without them can read.
+const versionSuspended = 2
+
 // chunkSize is what Encode writes at a time, roughly.
 const chunkSize = 64 << 10
 
@@ -96,7 +100,8 @@ func (s *Snapshot) away() (away []Incarnation) {
 // Encode writes the snapshot in chunks of about 64 KiB, for [Restore]. Equal
 // tables give equal bytes:
 //
-//	magic, version, uvarints: Now, last fence, last ticket, last incarnation
+//	magic, version (2 if a hold is suspended or was resumed a moment ago, 1 otherwise),
+//	uvarints: Now, last fence, last ticket, last incarnation
 //	uvarint count, sessions by incarnation, each with its answers by seq
 //	uvarint count, holds by fence
 //	uvarint count, waits by ticket
@@ -123,8 +128,14 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 		return err
 	}
 
+	holds := s.holds.values()
+	slices.SortFunc(holds, func(a, b *Hold) int { return cmp.Compare(a.Fence, b.Fence) })
 	b = append(b, magic...)
-	b = append(b, version)
+	if slices.ContainsFunc(holds, (*Hold).ofJob) {
+		b = append(b, versionSuspended)
+	} else {
+		b = append(b, version)
+	}
 	for _, v := range [...]uint64{uint64(s.now), uint64(s.fence), uint64(s.ticket), uint64(s.incarnation)} {
 		b = binary.AppendUvarint(b, v)
 	}
@@ -146,8 +157,6 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 			return err
 		}
 	}
-	holds := s.holds.values()
-	slices.SortFunc(holds, func(a, b *Hold) int { return cmp.Compare(a.Fence, b.Fence) })
 	b = binary.AppendUvarint(b, uint64(len(holds)))
 	for _, h := range holds {
 		b = appendHold(b, h)
@@ -200,6 +209,9 @@ func (s *Snapshot) Encode(write func([]byte) error) error {
 	return write(binary.LittleEndian.AppendUint32(nil, sum))
 }
 
+// ofJob reports whether the hold has a suspension.
+func (h *Hold) ofJob() bool { return h.Suspended != nil || h.Resumed != nil }
+
 func appendHold(b []byte, h *Hold) []byte {
 	b = binary.AppendUvarint(b, uint64(h.Fence))
 	b = appendAsk(b, h.Ask)
@@ -221,9 +233,18 @@ func appendHold(b []byte, h *Hold) []byte {
 		flags |= flagAttached
 	}
 	if h.Suspended != nil {
-		return appendSuspension(append(b, flags|flagSuspended), h.Suspended)
+		flags |= flagSuspended
 	}
-	return append(b, flags)
+	if h.Resumed != nil {
+		flags |= flagResumed
+	}
+	b = append(b, flags)
+	for _, s := range [...]*Suspension{h.Suspended, h.Resumed} {
+		if s != nil {
+			b = appendSuspension(b, s)
+		}
+	}
+	return b
 }
 
 // Digest is a hash of the whole table: equal for equal tables. It costs as much

@@ -12,26 +12,34 @@ type Suspension struct {
 	By      string // who asked for it
 	At      Millis
 	Context string // where the job is; for people
+	Job     Fence  // under which the job was put there, and by which it finds its lock
+	Ended   bool   // none of the job runs any more, so it may be started elsewhere
 }
 
 // Suspend has a hold go on without its holder: no process, no lease and no connection
 // ends it. Its owner has it no more, and can neither renew nor release it; a [Resume]
-// gives it to another one. A limit counts on. The same again changes nothing.
+// gives it to another one. A limit counts on. The same again changes nothing, but for
+// Ended, which stays once it was said.
+//
+// It takes two: whoever ends the job has to know that its lock is kept before he does
+// it, and nobody is to get the lock before he has.
 type Suspend struct {
 	Fence   Fence
 	By      string
 	Context string
+	Ended   bool // see Suspension
 }
 
 // Resume gives a suspended hold to a new holder, with a new fence: of those who mean the
 // same suspension, one gets it. The locks, their mode and their slots stay what they were.
-// Result is Granted, with the new fence.
+// Result is Granted, with the new fence. If the process of the new holder ends before a
+// [Renew] has said that it runs, the hold is suspended again, under the new fence.
 type Resume struct {
 	Fence      Fence // of the suspended hold
 	By         string
 	Owner      string
 	ID         RequestID
-	Limit      Millis // from now on; 0 = none
+	Limit      Millis // from now on; 0 = what is left of that of the suspended hold
 	Lease      Millis
 	Process    Process
 	Autounlock bool
@@ -70,18 +78,30 @@ func (m *Machine) suspend(c Suspend) Result {
 		if s.By != c.By || s.Context != c.Context {
 			return refused(h.suspended())
 		}
+		if c.Ended && !s.Ended {
+			again, ended := *h, *s
+			ended.Ended = true
+			again.Suspended = &ended
+			m.replaceHold(cl, &again)
+		}
 		return Result{Fence: h.Fence, Locks: h.Locks}
 	}
+	m.lay(cl, &Suspension{By: c.By, At: m.now, Context: c.Context, Job: c.Fence, Ended: c.Ended}, CauseNone)
+	return Result{Fence: h.Fence, Locks: h.Locks}
+}
+
+// lay takes a hold from its holder, for a suspension.
+func (m *Machine) lay(cl *claim, s *Suspension, cause Cause) {
+	h := cl.hold
 	e := m.holdEvent(EventSuspended, h)
-	e.By, e.Context = c.By, c.Context
+	e.By, e.Context, e.Cause = s.By, s.Context, cause
 	again := *h
 	again.Ask, again.Attached = Ask{}, false
 	again.Lease, again.Autounlock = 0, false
-	again.Suspended = &Suspension{By: c.By, At: m.now, Context: c.Context}
+	again.Suspended, again.Resumed = s, nil
 	m.replaceHold(cl, &again)
 	m.events = append(m.events, e)
 	m.follow(h.Ask, Result{Code: Done})
-	return Result{Fence: h.Fence, Locks: h.Locks}
 }
 
 func (m *Machine) resume(ask Ask, c Resume) Result {
@@ -93,6 +113,9 @@ func (m *Machine) resume(ask Ask, c Resume) Result {
 	if h.Suspended == nil {
 		return refused(fmt.Sprintf("%s is not suspended; it is held by %s", brief(h.Locks[0]), brief(h.Owner)))
 	}
+	if !h.Suspended.Ended {
+		return refused(h.suspended() + ", and it is not known to have ended on " + brief(h.Process.Host))
+	}
 	me := claimant{c.Owner, c.ID}
 	for i := range cl.seats {
 		if s := cl.seats[i].lock.find(me); s != nil && s.claim != cl {
@@ -103,11 +126,15 @@ func (m *Machine) resume(ask Ask, c Resume) Result {
 	e := m.holdEvent(EventReleased, h)
 	e.Cause, e.By = CauseResumed, c.By
 	m.events = append(m.events, e)
+	limit := c.Limit
+	if limit == 0 && h.Limit != 0 {
+		limit = max(1, h.Limit-(m.now-h.Granted)) // in its last millisecond there is nothing left
+	}
 	// Nothing is granted in between: the lock passes from one to the other.
 	again := m.grant(ask, Acquire{
-		Owner: c.Owner, ID: c.ID, Mode: h.Mode, Slots: h.Slots, Limit: c.Limit, Lease: c.Lease,
+		Owner: c.Owner, ID: c.ID, Mode: h.Mode, Slots: h.Slots, Limit: limit, Lease: c.Lease,
 		Process: m.intern(c.Process), Autounlock: c.Autounlock,
-	}, h.Locks, nil)
+	}, h.Locks, nil, h.Suspended)
 	m.lockEnded(h.Fence)
 	m.settle()
 	return Result{Code: Granted, Fence: again.Fence, Locks: again.Locks, Owner: again.Owner}
@@ -125,14 +152,23 @@ func (h *Hold) suspended() string {
 
 func (m *Machine) checkSuspended(h *Hold) error {
 	s := h.Suspended
-	if s == nil {
+	switch {
+	case s == nil && h.Resumed == nil:
 		return nil
-	}
-	if h.Autounlock || h.Lease != 0 || h.Attached || h.Ask != (Ask{}) {
+	case s != nil && h.Resumed != nil:
+		return fmt.Errorf("I18: fence %d is suspended and resumed", h.Fence)
+	case s != nil && (h.Autounlock || h.Lease != 0 || h.Attached || h.Ask != (Ask{})):
 		return fmt.Errorf("I18: fence %d is suspended, and bound to a holder", h.Fence)
+	case s == nil && !h.Resumed.Ended:
+		return fmt.Errorf("I18: fence %d was resumed before its job had ended", h.Fence)
+	case s == nil:
+		s = h.Resumed
 	}
-	if s.At > m.now {
+	switch {
+	case s.At > m.now:
 		return fmt.Errorf("I18: fence %d is suspended in the future", h.Fence)
+	case s.Job == 0 || s.Job > h.Fence:
+		return fmt.Errorf("I18: fence %d is for a job of fence %d", h.Fence, s.Job)
 	}
 	if err := (Suspend{Fence: h.Fence, By: s.By, Context: s.Context}).validate(); err != nil {
 		return fmt.Errorf("I18: fence %d: %w", h.Fence, err)
@@ -143,11 +179,14 @@ func (m *Machine) checkSuspended(h *Hold) error {
 func appendSuspend(b []byte, c Suspend) []byte {
 	b = binary.AppendUvarint(b, uint64(c.Fence))
 	b = appendString(b, c.By)
-	return appendString(b, c.Context)
+	b = appendString(b, c.Context)
+	return appendBool(b, c.Ended)
 }
 
 func (r *reader) suspend() Suspend {
-	return Suspend{Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who suspends"), Context: r.text(MaxContext, "context")}
+	return Suspend{
+		Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who suspends"), Context: r.text(MaxContext, "context"), Ended: r.bool(),
+	}
 }
 
 func appendResume(b []byte, c Resume) []byte {
@@ -171,9 +210,14 @@ func (r *reader) resume() Resume {
 func appendSuspension(b []byte, s *Suspension) []byte {
 	b = appendString(b, s.By)
 	b = binary.AppendUvarint(b, uint64(s.At))
-	return appendString(b, s.Context)
+	b = appendString(b, s.Context)
+	b = binary.AppendUvarint(b, uint64(s.Job))
+	return appendBool(b, s.Ended)
 }
 
 func (r *reader) suspension() *Suspension {
-	return &Suspension{By: r.text(MaxOwner, "name of who suspends"), At: r.millis(), Context: r.text(MaxContext, "context")}
+	return &Suspension{
+		By: r.text(MaxOwner, "name of who suspends"), At: r.millis(), Context: r.text(MaxContext, "context"),
+		Job: Fence(r.uvarint()), Ended: r.bool(),
+	}
 }

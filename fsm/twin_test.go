@@ -183,7 +183,11 @@ func (t *twin) run(ask Ask, c Command) Result {
 		}
 		for _, fence := range c.Fences {
 			for _, h := range slices.Clone(t.holds) {
-				if h.Fence == fence && dead(h.Autounlock, h.Process, c.Process) {
+				switch {
+				case h.Fence != fence || !dead(h.Autounlock, h.Process, c.Process):
+				case h.Resumed != nil:
+					t.lay(slices.IndexFunc(t.holds, func(o Hold) bool { return o.Fence == fence }), *h.Resumed, CauseProcessGone)
+				default:
 					t.drop(h, CauseProcessGone, "")
 				}
 			}
@@ -197,7 +201,7 @@ func (t *twin) run(ask Ask, c Command) Result {
 					t.holds[i].Ask = ask
 				}
 				t.holds[i].Attached = h.Attached || c.Attach
-				t.holds[i].Renewed = t.now
+				t.holds[i].Renewed, t.holds[i].Resumed = t.now, nil
 				return Result{Fence: h.Fence, Locks: h.Locks}
 			}
 		}
@@ -211,15 +215,12 @@ func (t *twin) run(ask Ask, c Command) Result {
 				if s.By != c.By || s.Context != c.Context {
 					return Result{Code: Refused}
 				}
+				s := *s
+				s.Ended = s.Ended || c.Ended
+				t.holds[i].Suspended = &s
 				return Result{Fence: h.Fence, Locks: h.Locks}
 			}
-			e := holdEvent(h)
-			e.By, e.Context = c.By, c.Context
-			t.event(EventSuspended, e)
-			t.follow(h.Ask, Result{})
-			h.Ask, h.Attached, h.Autounlock, h.Lease = Ask{}, false, false, 0
-			h.Suspended = &Suspension{By: c.By, At: t.now, Context: c.Context}
-			t.holds[i] = h
+			t.lay(i, Suspension{By: c.By, At: t.now, Context: c.Context, Job: h.Fence, Ended: c.Ended}, CauseNone)
 			return Result{Fence: h.Fence, Locks: h.Locks}
 		}
 		return Result{Code: NotHeld, Fence: c.Fence}
@@ -275,14 +276,28 @@ func (t *twin) run(ask Ask, c Command) Result {
 	return Result{}
 }
 
+func (t *twin) lay(i int, s Suspension, cause Cause) {
+	h := t.holds[i]
+	e := holdEvent(h)
+	e.By, e.Context, e.Cause = s.By, s.Context, cause
+	t.event(EventSuspended, e)
+	t.follow(h.Ask, Result{})
+	h.Ask, h.Attached, h.Autounlock, h.Lease = Ask{}, false, false, 0
+	h.Suspended, h.Resumed = &s, nil
+	t.holds[i] = h
+}
+
 func (t *twin) resume(ask Ask, c Resume) Result {
 	i := slices.IndexFunc(t.holds, func(h Hold) bool { return h.Fence == c.Fence })
 	if i < 0 {
 		return Result{Code: NotHeld, Fence: c.Fence}
 	}
 	h := t.holds[i]
-	if h.Suspended == nil {
+	if h.Suspended == nil || !h.Suspended.Ended {
 		return Result{Code: Refused}
+	}
+	if c.Limit == 0 && h.Limit != 0 {
+		c.Limit = max(1, h.Limit-(t.now-h.Granted))
 	}
 	for _, o := range t.holds {
 		if o.Fence != h.Fence && o.Owner == c.Owner && o.ID == c.ID && meet(o.Locks, h.Locks) {
@@ -301,6 +316,7 @@ func (t *twin) resume(ask Ask, c Resume) Result {
 	t.grant(Wait{Ask: ask, Request: Acquire{
 		Owner: c.Owner, ID: c.ID, Mode: h.Mode, Slots: h.Slots, Limit: c.Limit, Lease: c.Lease, Process: c.Process, Autounlock: c.Autounlock,
 	}}, h.Locks, false)
+	t.holds[len(t.holds)-1].Resumed = h.Suspended
 	t.orderLock(h.Fence)
 	t.settle()
 	return Result{Code: Granted, Fence: t.fence, Locks: h.Locks, Owner: c.Owner}
@@ -597,7 +613,7 @@ func union(a, b []string) []string {
 }
 
 func TestTwin(t *testing.T) {
-	granted, queued, passed, suspended, resumed := 0, 0, 0, 0, 0
+	granted, queued, passed, suspended, resumed, again := 0, 0, 0, 0, 0, 0
 	orders := map[OrderReason]int{} // that ended, by reason; those that were all frozen under none
 	for seed := range int64(180) {
 		b := make([]byte, 6000)
@@ -630,6 +646,9 @@ func TestTwin(t *testing.T) {
 					passed++
 				case EventSuspended:
 					suspended++
+					if v.Cause == CauseProcessGone {
+						again++
+					}
 				case EventReleased:
 					if v.Cause == CauseResumed {
 						resumed++
@@ -644,8 +663,8 @@ func TestTwin(t *testing.T) {
 	if granted < 3_000 || queued < 3_000 || passed < 500 {
 		t.Errorf("%d grants, %d waits and %d of them back are too few to mean anything", granted, queued, passed)
 	}
-	if suspended < 200 || resumed < 50 {
-		t.Errorf("%d holds suspended and %d resumed are too few to mean anything", suspended, resumed)
+	if suspended < 200 || resumed < 50 || again < 3 {
+		t.Errorf("%d holds suspended, %d of them again, and %d resumed are too few to mean anything", suspended, again, resumed)
 	}
 	for reason := range OrderLock + 1 {
 		if orders[reason] < 3 {

@@ -74,6 +74,8 @@ func prefixLen(dst []byte, start int) []byte {
 type reader struct {
 	b   []byte
 	err error
+
+	suspensions bool // holds may have them
 }
 
 func (r *reader) fail(format string, args ...any) {
@@ -93,15 +95,20 @@ func (r *reader) byte() byte {
 	return v
 }
 
-func (r *reader) version() {
-	switch v := r.byte(); {
-	case r.err != nil || v == version:
-	case v > version:
-		r.err = fmt.Errorf("%w (version %d, this one reads %d)", ErrNewer, v, version)
+func (r *reader) version() { r.versionTo(version) }
+
+// versionTo reads a version from 1 to what can be read.
+func (r *reader) versionTo(last byte) byte {
+	v := r.byte()
+	switch {
+	case r.err != nil || v >= version && v <= last:
+	case v > last:
+		r.err = fmt.Errorf("%w (version %d, this one reads %d)", ErrNewer, v, last)
 		r.b = nil
 	default:
 		r.fail("version %d", v)
 	}
+	return v
 }
 
 func (r *reader) uvarint() uint64 {

@@ -83,6 +83,7 @@ type hold struct {
 		By      string `json:"by"`
 		Ago     int64  `json:"ms_ago"`
 		Context string `json:"context"`
+		Ending  bool   `json:"ending"`
 	} `json:"suspended"`
 }
 

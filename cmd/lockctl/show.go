@@ -157,6 +157,9 @@ func (p *program) printTable(t table) {
 		}
 		if h.Suspended != nil {
 			mode += ", suspended"
+			if h.Suspended.Ending {
+				mode += " (job ending)"
+			}
 			suspended = append(suspended, h)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\n",

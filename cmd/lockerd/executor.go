@@ -40,6 +40,13 @@ func (x executors) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepare
 	return p, nil
 }
 
+// Recover ends what was under way when lockerd was ended.
+func (x executors) Recover(ctx context.Context, locks *cluster.TaskLocks) {
+	if x.checkpoints != nil {
+		x.checkpoints.Recover(ctx, taskLocks{locks})
+	}
+}
+
 // Close thaws, and waits for the hooks to be told of it. They may take their time.
 func (x executors) Close() error {
 	close(x.closing)
@@ -60,6 +67,10 @@ func (l taskLocks) Holds(ctx context.Context, lock string) ([]executor.Hold, err
 		holds[i] = executor.Hold(h)
 	}
 	return holds, err
+}
+
+func (l taskLocks) Ended(ctx context.Context, h executor.Hold) error {
+	return l.TaskLocks.Ended(ctx, cluster.TaskHold(h))
 }
 
 func (taskLocks) Refused(err error) bool {

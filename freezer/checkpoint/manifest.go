@@ -168,12 +168,19 @@ func (m *Manifest) fits() error {
 	return nil
 }
 
+// Boot returns the boot id of the kernel, as in Manifest.Boot.
+func Boot() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("find out under which boot this is: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}
+
 // describeHost fills in where we are.
 func (m *Manifest) describeHost() {
 	m.Host, _ = os.Hostname()
-	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
-		m.Boot = strings.TrimSpace(string(id))
-	}
+	m.Boot, _ = Boot()
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		m.Kernel = unix.ByteSliceToString(name.Release[:])

@@ -55,9 +55,13 @@ type Hold struct {
 	PID       int
 	Start     uint64 // clock ticks since boot; 0 if not known
 	Here      bool   // the process is one of this host, and PID its number here
+	Over      bool   // it is of an earlier boot of this host
 	Suspended bool
 	By        string // who has suspended it
 	Context   string // where its job is, then
+	Job       uint64 // under which fence it was put there
+	Ended     bool   // the job is known to have ended
+	Resumed   bool   // it was suspended, and the process is not known to have been let run
 }
 
 // Locks is the lock table.
@@ -66,9 +70,14 @@ type Locks interface {
 	Holds(ctx context.Context, lock string) ([]Hold, error)
 	// Suspend has the table keep a hold for a job in a file. It may be repeated.
 	Suspend(ctx context.Context, fence uint64, file string) error
+	// Ended says that the job of a suspended hold does not run any more; Resume refuses it
+	// before. What Suspend was not asked for by this task has to be a hold of Holds.
+	Ended(ctx context.Context, h Hold) error
 	// Resume gives it to a process of this host, and returns the new fence.
 	Resume(ctx context.Context, fence uint64, pid int) (uint64, error)
-	// Refused says whether an error of the two above is the table's answer, and not the
+	// Runs says that the process was let run. If it ends before, the hold is suspended again.
+	Runs(ctx context.Context, fence uint64, pid int) error
+	// Refused says whether an error of those above is the table's answer, and not the
 	// lack of one.
 	Refused(error) bool
 }

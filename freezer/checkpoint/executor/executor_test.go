@@ -20,6 +20,8 @@ import (
 type fakeLocks struct {
 	holds   []Hold
 	answers chan error // of Suspend
+	ended   chan Hold
+	runs    chan uint64
 }
 
 var errNo = errors.New("no")
@@ -35,7 +37,11 @@ func (f *fakeLocks) Holds(_ context.Context, lock string) (list []Hold, err erro
 
 func (f *fakeLocks) Suspend(context.Context, uint64, string) error               { return <-f.answers }
 func (f *fakeLocks) Resume(context.Context, uint64, int) (fence uint64, e error) { return 0, errNo }
-func (f *fakeLocks) Refused(err error) bool                                      { return errors.Is(err, errNo) }
+func (f *fakeLocks) Ended(_ context.Context, h Hold) error { f.ended <- h; return nil }
+
+func (f *fakeLocks) Runs(_ context.Context, fence uint64, _ int) error { f.runs <- fence; return nil }
+
+func (f *fakeLocks) Refused(err error) bool { return errors.Is(err, errNo) }
 
 func prepare(t *testing.T, action string, spec any, holds ...Hold) error {
 	t.Helper()
@@ -60,7 +66,7 @@ func TestRefused(t *testing.T) {
 	if err := os.WriteFile(there, []byte("no context"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	me := os.Getpid()
+	me, idle := os.Getpid(), sleeping(t).Pid
 	locks := []Hold{
 		{Fence: 1, Locks: []string{"far"}, Host: "h2", PID: me},
 		{Fence: 2, Locks: []string{"kept"}, Suspended: true, By: "root@h1", Context: "/c/1"},
@@ -68,6 +74,7 @@ func TestRefused(t *testing.T) {
 		{Fence: 4, Locks: []string{"shared"}, PID: me, Here: true},
 		{Fence: 5, Locks: []string{"nobody"}, Owner: "ann", Here: true},
 		{Fence: 6, Locks: []string{"past"}, PID: me, Start: 1, Here: true},
+		{Fence: 7, Locks: []string{"over"}, PID: me, Here: true, Over: true},
 	}
 	for _, tt := range []struct {
 		action string
@@ -91,12 +98,13 @@ func TestRefused(t *testing.T) {
 		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, After: "run", Suspend: true}, "cannot run on"},
 		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, After: "stop", Suspend: true}, "cannot be stopped"},
 		{ActionCheckpoint, CheckpointSpec{PID: me, File: there, Suspend: true}, "is there already"},
-		{ActionCheckpoint, CheckpointSpec{PID: 1, File: file, Suspend: true}, "process 1 holds no lock"},
-		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, Suspend: true}, "has 3 holds: say by --lock"},
+		{ActionCheckpoint, CheckpointSpec{PID: idle, File: file, Suspend: true}, "holds no lock that could"},
+		{ActionCheckpoint, CheckpointSpec{PID: me, File: file, Suspend: true}, "holds shared too (process"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "free", File: file}, "nobody holds free"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "far", File: file}, "of h2, and that is not this host"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "kept", File: file}, "suspended already by root@h1: its job is in /c/1"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "shared", File: file}, "has 2 holders"},
+		{ActionCheckpoint, CheckpointSpec{Lock: "over", File: file}, "before this host was started anew"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "nobody", File: file}, "not known by which process"},
 		{ActionCheckpoint, CheckpointSpec{Lock: "past", File: file}, "its number is another's"},
 		{ActionCheckpoint, CheckpointSpec{PID: 1 << 30, File: file}, "there is no process"},
@@ -115,26 +123,31 @@ func TestRefused(t *testing.T) {
 // TestKept is which job may have its lock back.
 func TestKept(t *testing.T) {
 	m := &checkpoint.Manifest{Locks: []checkpoint.Lock{{Name: "a", Fence: 3}, {Name: "b", Fence: 3}}}
+	onDisk := Hold{Fence: 3, Locks: []string{"a", "b"}, Host: "h", PID: 7, Suspended: true, Job: 3, Ended: true}
+	again, ending, other := onDisk, onDisk, onDisk
+	again.Fence, other.Fence, other.Job, ending.Ended = 5, 5, 5, false
 	for _, tt := range []struct {
 		name  string
 		m     *checkpoint.Manifest
 		lock  string
 		holds []Hold
-		want  string // "" for fence 3, "-" for none
+		want  string // "" for what was kept for fence 3, "-" for none
 	}{
 		{"no lock", &checkpoint.Manifest{}, "", nil, "-"},
 		{"none, and one is wanted", &checkpoint.Manifest{}, "a", nil, "had no lock"},
-		{"kept", m, "", []Hold{{Fence: 3, Locks: []string{"a", "b"}, Suspended: true}}, ""},
-		{"kept, named", m, "b", []Hold{{Fence: 3, Locks: []string{"a", "b"}, Suspended: true}}, ""},
+		{"kept", m, "", []Hold{onDisk}, ""},
+		{"kept, named", m, "b", []Hold{onDisk}, ""},
+		{"kept, as another one was never let run", m, "", []Hold{again}, ""},
+		{"kept, and it may run", m, "", []Hold{ending}, "process 7 of h, is not known to have ended"},
 		{"another's name", m, "c", nil, "had the lock a, and not c"},
 		{"it lives", m, "", []Hold{{Fence: 3, Locks: []string{"a"}, PID: 7, Host: "h"}}, "lives: it holds a, with fence 3, as process 7 of h"},
 		{"restarted before", m, "", []Hold{{Fence: 4, Locks: []string{"a"}, Owner: "x"}}, "any more: it is held by x, with fence 4"},
 		{"over", m, "", nil, "the hold with fence 3 is over"},
-		{"suspended again", m, "", []Hold{{Fence: 5, Locks: []string{"a"}, Owner: "x", Suspended: true}}, "any more"},
+		{"suspended again", m, "", []Hold{other}, "any more"},
 	} {
 		h, err := kept(t.Context(), tt.m, RestartSpec{File: "/c", Lock: tt.lock}, &fakeLocks{holds: tt.holds})
 		switch {
-		case tt.want == "" && (err != nil || h == nil || h.Fence != 3),
+		case tt.want == "" && (err != nil || h == nil || h.Job != 3),
 			tt.want == "-" && (err != nil || h != nil),
 			len(tt.want) > 1 && (err == nil || !strings.Contains(err.Error(), tt.want)):
 			t.Errorf("%s: %+v, %v; want %q", tt.name, h, err, tt.want)
@@ -164,28 +177,44 @@ func TestChildren(t *testing.T) {
 	_ = c.Wait()
 }
 
-// TestSuspend has the table agree, refuse, and answer too late.
-func TestSuspend(t *testing.T) {
-	job := exec.Command("sleep", "1000")
-	if err := job.Start(); err != nil {
+// sleeping is a process that sleeps until the test is over.
+func sleeping(t *testing.T) *os.Process {
+	t.Helper()
+	c := exec.Command("sleep", "1000")
+	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer job.Process.Kill()
-	start, err := startOf(job.Process.Pid)
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_, _ = c.Process.Wait()
+	})
+	return c.Process
+}
+
+// process describes one as a manifest does.
+func process(t *testing.T, pid int) checkpoint.Process {
+	t.Helper()
+	start, err := startOf(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return checkpoint.Process{PID: pid, Start: start}
+}
+
+// TestSuspend has the table agree, refuse, and answer too late.
+func TestSuspend(t *testing.T) {
+	job := sleeping(t)
 	m := &checkpoint.Manifest{Processes: []checkpoint.Process{
-		{PID: job.Process.Pid, Start: start}, {PID: os.Getpid(), Start: 1}, // one that was ours, and its number is another's
+		process(t, job.Pid), {PID: os.Getpid(), Start: 1}, // one that was ours, and its number is another's
 	}}
 	file := filepath.Join(t.TempDir(), "f")
-	x, locks := New(nil), &fakeLocks{answers: make(chan error, 1)}
+	x, locks := New(nil), &fakeLocks{answers: make(chan error, 1), ended: make(chan Hold, 1)}
 	defer x.Close()
 	suspend := func(ctx context.Context) error {
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return x.suspend(ctx, 1, locks, &Hold{Fence: 3, Locks: []string{"a"}}, file, m)
+		return x.suspend(ctx, &suspension{order: 1, locks: locks, hold: &Hold{Fence: 3, Locks: []string{"a"}}, file: file, manifest: m})
 	}
 	there := func() bool { _, err := os.Stat(file); return err == nil }
 
@@ -201,17 +230,50 @@ func TestSuspend(t *testing.T) {
 	if err := suspend(t.Context()); err == nil || !there() {
 		t.Errorf("unknown: %v, file %v", err, there())
 	}
+	locks.holds = []Hold{{Fence: 3, Locks: []string{"a"}, PID: job.Pid, Here: true}, {Fence: 4, Locks: []string{"b"}, PID: job.Pid, Here: true}}
+	if err := suspend(t.Context()); err == nil || !strings.Contains(err.Error(), "holds b too") || there() {
+		t.Errorf("another lock: %v, file %v", err, there())
+	}
+	locks.holds = nil
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := suspend(ctx); err == nil || !strings.Contains(err.Error(), "not known") || !there() {
 		t.Errorf("late: %v, file %v", err, there())
 	}
-	if err := job.Process.Signal(syscall.Signal(0)); err != nil {
+	if err := job.Signal(syscall.Signal(0)); err != nil {
 		t.Fatal("the job was ended before its lock was suspended:", err)
 	}
 	locks.answers <- nil
-	state, err := job.Process.Wait()
-	if err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+	if h := <-locks.ended; h.Fence != 3 || h.Context != file {
+		t.Errorf("the job has ended of %+v", h)
+	}
+	if state, err := job.Wait(); err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("the job after its lock was suspended: %v, %v", state, err)
+	}
+}
+
+// TestRuns tells a process that was let run from one that stands still, also behind its
+// stage, has ended, or is another one.
+func TestRuns(t *testing.T) {
+	p := sleeping(t)
+	start := process(t, p.Pid).Start
+	me := process(t, os.Getpid())
+	if !runs(p.Pid, start) || !runs(p.Pid, 0) || runs(p.Pid, start+1) {
+		t.Error("a process that runs")
+	}
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var w syscall.WaitStatus
+	if _, err := syscall.Wait4(p.Pid, &w, syscall.WUNTRACED, nil); err != nil || !w.Stopped() {
+		t.Fatal(w, err)
+	}
+	if runs(p.Pid, start) || runs(me.PID, me.Start) {
+		t.Error("a process that stands still, or its parent, runs")
+	}
+	_ = p.Kill()
+	_, _ = p.Wait()
+	if runs(p.Pid, start) {
+		t.Error("a process that has ended runs")
 	}
 }

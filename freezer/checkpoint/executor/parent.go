@@ -99,8 +99,8 @@ func parentMain() int {
 		_ = out.Encode(restored{Failed: err.Error()})
 		return 1
 	}
-	_ = out.Encode(restored{})
-	go func() { // as long as we live
+	_ = out.Encode(restored{}) // if nobody hears it, Recover finds the job running
+	go func() {                // as long as we live
 		for sig := range signals {
 			_ = job.Signal(sig.(syscall.Signal))
 		}

@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,11 +70,12 @@ func kept(ctx context.Context, m *checkpoint.Manifest, s RestartSpec, locks Lock
 	}
 	for _, h := range holds {
 		switch {
-		case h.Fence != lock.Fence:
-		case !h.Suspended:
-			return nil, fmt.Errorf("the job in %s lives: it holds %s, with fence %d, as process %d of %s", s.File, lock.Name, h.Fence, h.PID, h.Host)
-		default:
+		case h.Suspended && h.Job == lock.Fence && h.Ended:
 			return &h, nil
+		case h.Suspended && h.Job == lock.Fence:
+			return nil, fmt.Errorf("the job in %s, process %d of %s, is not known to have ended: its node has to be there, or lockctl break gives %s up", s.File, h.PID, h.Host, lock.Name)
+		case !h.Suspended && h.Fence == lock.Fence:
+			return nil, fmt.Errorf("the job in %s lives: it holds %s, with fence %d, as process %d of %s", s.File, lock.Name, h.Fence, h.PID, h.Host)
 		}
 	}
 	for _, h := range holds {
@@ -107,33 +109,71 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	if made.Failed != "" {
 		return fail(errors.New(made.Failed))
 	}
-	var v verdict
+	v := verdict{Run: true}
 	if hold != nil {
-		// Asked once, it has to be known: no context ends this but that of the executor.
-		if !abandon() {
-			return fail(context.Cause(ctx))
-		}
-		v.Fence, err = locks.Resume(x.ctx, hold.Fence, made.PID)
+		v.Fence, err = x.resume(ctx, locks, hold.Fence, made.PID)
 		if err != nil {
 			return fail(err)
 		}
 	}
-	v.Run = true
+	// Whatever becomes of the order from here on, the job is to run, if it can.
+	if !abandon() {
+		return fail(context.Cause(ctx))
+	}
 	var ran restored
 	if err := p.ask(v, &ran); err != nil || ran.Failed != "" {
-		return fail(fmt.Errorf("the job was not let run: %w", errors.Join(err, errors.New(ran.Failed))))
+		return fail(fmt.Errorf("the job was not let run: %w", cmp.Or(err, errors.New(ran.Failed))))
 	}
-	abandon()
-	x.work.Add(1)
-	go func() {
-		defer x.work.Done()
-		x.follow(p, order, s.File)
-	}()
+	x.work.Go(func() { x.follow(p, order, s.File) })
+	if hold != nil {
+		if err := x.confirm(ctx, order, locks, v.Fence, made.PID); err != nil {
+			return "", fmt.Errorf("the job runs, as process %d: %w", made.PID, err)
+		}
+	}
 	text := fmt.Sprintf("%s, the eldest is %d", plural(len(m.Processes)), made.PID)
 	if hold != nil {
 		text += fmt.Sprintf("; %s is held, with fence %d", strings.Join(hold.Locks, " "), v.Fence)
 	}
 	return text, nil
+}
+
+// resume gets the job its lock. If ctx ends first it is not known whether it has it: it
+// must not be let run then, and when it has ended the table takes the lock back.
+func (x *Executor) resume(ctx context.Context, locks Locks, fence uint64, pid int) (uint64, error) {
+	type answer struct {
+		fence uint64
+		err   error
+	}
+	done := make(chan answer, 1)
+	x.work.Go(func() {
+		fence, err := locks.Resume(x.ctx, fence, pid)
+		done <- answer{fence, err}
+	})
+	select {
+	case a := <-done:
+		return a.fence, a.err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
+// confirm tells the table that the job was let run. It does not give up before this
+// executor is closed, and then it is for [Executor.Recover].
+func (x *Executor) confirm(ctx context.Context, order uint64, locks Locks, fence uint64, pid int) error {
+	done := make(chan error, 1)
+	x.work.Go(func() {
+		err := locks.Runs(x.ctx, fence, pid)
+		if err != nil && x.ctx.Err() == nil {
+			x.log("a restarted job has lost its lock, and runs", "order", order, "pid", pid, "fence", fence, "error", err)
+		}
+		done <- err
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return nil // it has its lock
+	}
 }
 
 // parent is the process that is the job's parent.
@@ -175,7 +215,12 @@ func (x *Executor) follow(p *parent, order uint64, file string) {
 	defer stop()
 	var e ended
 	if p.said.Decode(&e) != nil {
-		return // we end before it, or it was killed
+		if stop() { // we do not end before it: it was killed
+			_ = p.socket.Close()
+			_ = p.cmd.Wait()
+			x.log("the parent of a restarted job has ended before the job", "order", order, "file", file)
+		}
+		return
 	}
 	status := syscall.WaitStatus(e.Status)
 	if status.Signaled() {

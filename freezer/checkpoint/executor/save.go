@@ -12,8 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lockerd/lockerd/freezer/checkpoint"
 )
 
@@ -65,6 +63,11 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 	if pid, err = jobOf(pid, hold); err != nil {
 		return nil, err
 	}
+	if s.Suspend {
+		if err := only(ctx, locks, tree(pid), hold); err != nil {
+			return nil, err
+		}
+	}
 	o.Target = checkpoint.Tree(pid)
 	if o.CRIU, err = checkpoint.Find(ctx); err != nil {
 		return nil, err
@@ -75,31 +78,62 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		}
 	}
 	return func(ctx context.Context) (string, error) {
-		if s.Suspend {
-			o.Safe = func(m *checkpoint.Manifest) error { return x.suspend(ctx, order, locks, hold, s.File, m) }
+		o := o
+		if !s.Suspend {
+			r, err := checkpoint.Checkpoint(ctx, o)
+			if err != nil {
+				return "", err
+			}
+			return said(r, o.Signal), nil
+		}
+		a := &suspension{order: order, locks: locks, hold: hold, file: s.File}
+		o.Safe = func(m *checkpoint.Manifest) error {
+			a.manifest = m
+			return x.suspend(ctx, a)
 		}
 		r, err := checkpoint.Checkpoint(ctx, o)
-		if err != nil {
+		switch {
+		case !a.kept:
 			return "", err
+		case err != nil:
+			// CRIU was to end the job. It may have been ended by who had the lock.
+			x.log("the job was not ended by CRIU", "order", order, "file", s.File, "error", err)
 		}
-		return said(r, o.Signal, hold, s.Suspend), nil
+		ended := make(chan struct{})
+		x.work.Go(func() {
+			defer close(ended)
+			x.end(x.ctx, a)
+		})
+		text := fmt.Sprintf("; %s is suspended, with fence %d", strings.Join(hold.Locks, " "), hold.Fence)
+		select {
+		case <-ended:
+			text = ", ended" + text
+		case <-ctx.Done():
+			return "", fmt.Errorf("the job is in %s%s; it was killed, and is not known to have ended", s.File, text)
+		}
+		if r == nil {
+			return plural(len(a.manifest.Processes)) + text, nil
+		}
+		return size(r) + text, nil
 	}, nil
 }
 
 // said tells of a checkpoint.
-func said(r *checkpoint.Report, sig syscall.Signal, hold *Hold, suspended bool) string {
-	text := fmt.Sprintf("%s, %.1f MB", plural(len(r.Manifest.Processes)), float64(r.Size)/1e6)
-	switch {
-	case suspended:
-		text += fmt.Sprintf(", ended; %s is suspended, with fence %d", strings.Join(hold.Locks, " "), hold.Fence)
-	case sig == syscall.SIGKILL:
+func said(r *checkpoint.Report, sig syscall.Signal) string {
+	text := size(r)
+	switch sig {
+	case syscall.SIGKILL:
 		text += ", ended"
-	case sig == syscall.SIGSTOP:
+	case syscall.SIGSTOP:
 		text += ", stopped"
 	default:
 		text += fmt.Sprintf(", stood still for %v", r.Pause.Round(time.Millisecond))
 	}
 	return text
+}
+
+func size(r *checkpoint.Report) string {
+	return fmt.Sprintf("%s, %.1f MB", plural(len(r.Manifest.Processes)), float64(r.Size)/1e6)
 }
 
 func plural(n int) string {
@@ -120,14 +154,13 @@ func find(ctx context.Context, s CheckpointSpec, locks Locks) (*Hold, error) {
 		return nil, err
 	}
 	if s.Lock == "" {
-		holds = slices.DeleteFunc(holds, func(h Hold) bool { return h.PID != s.PID })
-		switch len(holds) {
-		case 0:
-			return nil, fmt.Errorf("process %d holds no lock that could be suspended", s.PID)
-		case 1:
-			return &holds[0], nil
+		pids := tree(s.PID)
+		for _, h := range holds {
+			if !h.Over && !h.Suspended && slices.Contains(pids, h.PID) {
+				return &h, nil // if it is not the only one, that is refused later
+			}
 		}
-		return nil, fmt.Errorf("process %d has %d holds: say by --lock which is to be suspended", s.PID, len(holds))
+		return nil, fmt.Errorf("process %d, with what it has started, holds no lock that could be suspended", s.PID)
 	}
 	switch {
 	case len(holds) == 0:
@@ -138,6 +171,8 @@ func find(ctx context.Context, s CheckpointSpec, locks Locks) (*Hold, error) {
 	switch h := holds[0]; {
 	case h.Suspended:
 		return nil, fmt.Errorf("%s is suspended already by %s: its job is in %s", s.Lock, h.By, h.Context)
+	case h.Over:
+		return nil, fmt.Errorf("%s is held by process %d of a time before this host was started anew", s.Lock, h.PID)
 	case h.PID == 0:
 		return nil, fmt.Errorf("%s is held by %s, and it is not known by which process", s.Lock, h.Owner)
 	case !h.Here:
@@ -191,6 +226,21 @@ func children(pid int) (all []int, err error) {
 	return all, nil
 }
 
+// maxTree bounds the processes of a job that are looked at.
+const maxTree = 1 << 16
+
+// tree is a process and all that descends from it, as far as they can be found.
+func tree(pid int) []int {
+	all := []int{pid}
+	for i := 0; i < len(all) && len(all) < maxTree; i++ {
+		some, err := children(all[i])
+		if err == nil {
+			all = append(all, some...)
+		}
+	}
+	return all
+}
+
 // startOf reads when a process began, in clock ticks since boot (proc_pid_stat(5)).
 func startOf(pid int) (uint64, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
@@ -202,53 +252,4 @@ func startOf(pid int) (uint64, error) {
 		return 0, errors.New("not the text of proc_pid_stat(5)")
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
-}
-
-// suspend has the table keep the lock, while the job stands still and its file is whole.
-func (x *Executor) suspend(ctx context.Context, order uint64, locks Locks, hold *Hold, file string, m *checkpoint.Manifest) error {
-	answer := make(chan error, 1)
-	x.work.Add(1)
-	go func() {
-		defer x.work.Done()
-		answer <- locks.Suspend(x.ctx, hold.Fence, file)
-	}()
-	var err error
-	select {
-	case err = <-answer:
-	case <-ctx.Done():
-		// The job is not kept waiting, and must not run under a lock that is suspended.
-		x.work.Add(1)
-		go func() {
-			defer x.work.Done()
-			if err := <-answer; err == nil {
-				x.log("the lock was suspended late: ending the job", "order", order, "locks", hold.Locks, "file", file)
-				end(m)
-			}
-		}()
-		return fmt.Errorf("the job runs on, and %s is whole: it is not known whether the lock will be suspended, and the job be ended: %w", file, context.Cause(ctx))
-	}
-	if err == nil {
-		return nil
-	}
-	if locks.Refused(err) {
-		if e := os.Remove(file); e != nil {
-			err = fmt.Errorf("%w; and %s cannot be removed: %w", err, file, e)
-		}
-	}
-	return fmt.Errorf("the job runs on: %w", err)
-}
-
-// end kills the processes of a manifest that are still those.
-func end(m *checkpoint.Manifest) {
-	for _, p := range m.Processes {
-		fd, err := unix.PidfdOpen(p.PID, 0)
-		if err != nil {
-			continue
-		}
-		// What the descriptor is for cannot change any more.
-		if start, err := startOf(p.PID); err == nil && start == p.Start {
-			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
-		}
-		_ = unix.Close(fd)
-	}
 }

@@ -1,0 +1,220 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+// lookAgain is how long we rest where nothing wakes us.
+const lookAgain = 100 * time.Millisecond
+
+// suspension is the part of a checkpoint that keeps the lock.
+type suspension struct {
+	order    uint64
+	locks    Locks
+	hold     *Hold
+	file     string
+	manifest *checkpoint.Manifest
+	kept     bool // the table has agreed
+}
+
+// suspend has the table keep the lock, while the job stands still and its file is whole.
+func (x *Executor) suspend(ctx context.Context, s *suspension) error {
+	var pids []int
+	for _, p := range s.manifest.Processes {
+		pids = append(pids, p.PID)
+	}
+	if err := only(ctx, s.locks, pids, s.hold); err != nil {
+		return s.undone(err)
+	}
+	answer := make(chan error, 1)
+	x.work.Go(func() { answer <- s.locks.Suspend(x.ctx, s.hold.Fence, s.file) })
+	var err error
+	select {
+	case err = <-answer:
+	case <-ctx.Done():
+		// The job is not kept waiting, and must not run under a lock that is suspended.
+		x.work.Go(func() {
+			if err := <-answer; err == nil {
+				x.log("the lock was suspended late: ending the job", "order", s.order, "locks", s.hold.Locks, "file", s.file)
+				x.end(x.ctx, s)
+			}
+		})
+		return fmt.Errorf("the job runs on, and %s is whole: it is not known whether the lock will be suspended, and the job be ended: %w", s.file, context.Cause(ctx))
+	}
+	switch {
+	case err == nil:
+		s.kept = true
+		return nil
+	case s.locks.Refused(err):
+		return s.undone(err)
+	}
+	return fmt.Errorf("the job runs on: %w", err)
+}
+
+// undone says why nothing has come of it, when that is certain.
+func (s *suspension) undone(err error) error {
+	if e := os.Remove(s.file); e != nil {
+		err = fmt.Errorf("%w; and %s cannot be removed: %w", err, s.file, e)
+	}
+	return fmt.Errorf("the job runs on: %w", err)
+}
+
+// end sees to it that nothing of the job runs, and tells the table.
+func (x *Executor) end(ctx context.Context, s *suspension) {
+	err := end(ctx, s.manifest)
+	if err == nil {
+		h := *s.hold
+		h.Context = s.file
+		err = s.locks.Ended(ctx, h)
+	}
+	if err != nil {
+		x.log("the lock is suspended, and cannot be had yet: it is not known to the cluster that the job has ended",
+			"order", s.order, "locks", s.hold.Locks, "file", s.file, "error", err)
+	}
+}
+
+// end kills the processes of a manifest that are still those, and waits for their end.
+func end(ctx context.Context, m *checkpoint.Manifest) error {
+	var fds []unix.PollFd
+	defer func() {
+		for _, f := range fds {
+			_ = unix.Close(int(f.Fd))
+		}
+	}()
+	for _, p := range m.Processes {
+		fd, err := unix.PidfdOpen(p.PID, 0)
+		if errors.Is(err, syscall.ESRCH) || p.Ended {
+			if err == nil {
+				_ = unix.Close(fd)
+			}
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", p.PID, err)
+		}
+		// What the descriptor is for cannot change any more.
+		start, err := startOf(p.PID)
+		if err != nil || start != p.Start {
+			_ = unix.Close(fd)
+			continue
+		}
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("end process %d: %w", p.PID, err)
+		}
+	}
+	for i := range fds {
+		for fds[i].Revents == 0 {
+			if ctx.Err() != nil {
+				return fmt.Errorf("a process was killed, and does not end: %w", context.Cause(ctx))
+			}
+			if _, err := unix.Poll(fds[i:i+1], int(lookAgain/time.Millisecond)); err != nil && !errors.Is(err, syscall.EINTR) {
+				return fmt.Errorf("wait for the end of a process: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// only refuses a job that has more holds than the one which can be kept for it: the others
+// would be lost.
+func only(ctx context.Context, locks Locks, pids []int, hold *Hold) error {
+	holds, err := locks.Holds(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, h := range holds {
+		if h.Fence != hold.Fence && !h.Over && !h.Suspended && slices.Contains(pids, h.PID) {
+			return fmt.Errorf("the job holds %s too (process %d, fence %d), beside %s: one hold can be kept for it, so release the other",
+				strings.Join(h.Locks, " "), h.PID, h.Fence, strings.Join(hold.Locks, " "))
+		}
+	}
+	return nil
+}
+
+// Recover brings to an end what was under way when an earlier executor was ended: jobs
+// whose locks were suspended, and which ran on as nobody ended them; and jobs that were let
+// run, of which the table has not heard.
+func (x *Executor) Recover(ctx context.Context, locks Locks) {
+	var holds []Hold
+	for {
+		var err error
+		if holds, err = locks.Holds(ctx, ""); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(lookAgain):
+		}
+	}
+	for _, h := range holds {
+		switch {
+		case h.Suspended && !h.Ended:
+			if err := finish(ctx, locks, h); err != nil && ctx.Err() == nil {
+				x.log("a lock is suspended, and cannot be had: it is not known whether its job has ended; see to that, and break the lock",
+					"locks", h.Locks, "fence", h.Fence, "file", h.Context, "error", err)
+			}
+		case h.Resumed && !h.Over && runs(h.PID, h.Start):
+			if err := locks.Runs(ctx, h.Fence, h.PID); err != nil && ctx.Err() == nil {
+				x.log("a restarted job runs, and the table takes no note of it", "locks", h.Locks, "fence", h.Fence, "error", err)
+			}
+		}
+	}
+}
+
+// finish ends the job of a suspended hold.
+func finish(ctx context.Context, locks Locks, h Hold) error {
+	if h.Over { // and so is all that ran here then
+		return locks.Ended(ctx, h)
+	}
+	m, err := inspect(h.Context)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(m.Locks, func(l checkpoint.Lock) bool { return l.Fence == h.Job }) {
+		return fmt.Errorf("%s is of another job", h.Context)
+	}
+	if boot, err := checkpoint.Boot(); err != nil || boot != m.Boot {
+		return errors.Join(fmt.Errorf("%s was not written since this host was started", h.Context), err)
+	}
+	if err := end(ctx, m); err != nil {
+		return err
+	}
+	return locks.Ended(ctx, h)
+}
+
+// runs reports whether a process is there and was let run: it does not stand still, nor
+// does what it has started, if it is a job's stage.
+func runs(pid int, start uint64) bool {
+	if now, err := startOf(pid); err != nil || start != 0 && now != start {
+		return false
+	}
+	all, err := children(pid)
+	if err != nil {
+		return false
+	}
+	for _, p := range append(all, pid) {
+		text, err := os.ReadFile("/proc/" + strconv.Itoa(p) + "/stat")
+		if err != nil {
+			return false
+		}
+		switch fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])); fields[0] {
+		case "T", "t", "Z", "X":
+			return false
+		}
+	}
+	return true
+}
