@@ -37,7 +37,7 @@ func (f *fakeLocks) Holds(_ context.Context, lock string) (list []Hold, err erro
 
 func (f *fakeLocks) Suspend(context.Context, uint64, string) error               { return <-f.answers }
 func (f *fakeLocks) Resume(context.Context, uint64, int) (fence uint64, e error) { return 0, errNo }
-func (f *fakeLocks) Ended(_ context.Context, h Hold) error { f.ended <- h; return nil }
+func (f *fakeLocks) Ended(_ context.Context, h Hold) error                       { f.ended <- h; return nil }
 
 func (f *fakeLocks) Runs(_ context.Context, fence uint64, _ int) error { f.runs <- fence; return nil }
 
