@@ -51,7 +51,7 @@ func newJobs(t *testing.T) *jobs {
 	// What we were given may be of other mounts, where CRIU does not find it.
 	must(t, unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC))
 	j := &jobs{t: t, dir: t.TempDir()}
-	j.farm = start(t, farm.Options{Servers: 3, Hosts: true, Args: []string{"--executors", "checkpoint"}})
+	j.farm = start(t, farm.Options{Servers: 3, Agents: 1, Hosts: true, Args: []string{"--executors", "checkpoint"}})
 	ready(t, j.farm)
 	must(t, os.WriteFile(j.file("job"), []byte(counting), 0o644))
 	return j
@@ -152,6 +152,7 @@ type heldLock struct {
 	Suspended *struct {
 		By      string `json:"by"`
 		Context string `json:"context"`
+		Ending  bool   `json:"ending"`
 	} `json:"suspended"`
 }
 
