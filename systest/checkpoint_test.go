@@ -188,7 +188,7 @@ func TestASuspendedJob(t *testing.T) {
 		return
 	}
 	j := newJobs(t)
-	a, b, c := j.farm.Nodes[0], j.farm.Nodes[1], j.farm.Nodes[2]
+	a, b, c := j.farm.Nodes[0], j.farm.Nodes[3], j.farm.Nodes[2] // b is an agent
 	file := j.file("job.ckpt")
 	job := j.begin(a, "sh", "job")
 	pid := strconv.Itoa(job.Process.Pid)

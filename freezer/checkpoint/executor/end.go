@@ -180,6 +180,14 @@ func finish(ctx context.Context, locks Locks, h Hold) error {
 	if h.Over { // and so is all that ran here then
 		return locks.Ended(ctx, h)
 	}
+	// What it says is killed: it has to be what was written here.
+	st, err := os.Lstat(h.Context)
+	if err != nil {
+		return err
+	}
+	if s, ok := st.Sys().(*syscall.Stat_t); !ok || !st.Mode().IsRegular() || st.Mode()&0o022 != 0 || int(s.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s could be written by others than us", h.Context)
+	}
 	m, err := inspect(h.Context)
 	if err != nil {
 		return err

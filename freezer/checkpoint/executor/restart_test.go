@@ -64,9 +64,8 @@ func (l *slowLocks) Resume(_ context.Context, fence uint64, pid int) (uint64, er
 	return 8, <-l.answer
 }
 
-// counted writes a job that counts into a file to a context file. size is how much it has
-// written.
-func counted(t *testing.T) (file string, size func() int64) {
+// counting starts a job that counts into a file. size is how much it has written.
+func counting(t *testing.T) (c *exec.Cmd, size func() int64) {
 	t.Helper()
 	skip := t.Skip
 	if os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
@@ -87,15 +86,24 @@ func counted(t *testing.T) (file string, size func() int64) {
 		}
 		return st.Size()
 	}
-	c := exec.Command("sh", "-c", "while :; do echo >>out; sleep 0.01; done")
+	c = exec.Command("sh", "-c", "while :; do echo >>out; sleep 0.01; done")
 	c.Dir, c.SysProcAttr = dir, &syscall.SysProcAttr{Setsid: true}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Wait()
-	defer c.Process.Kill()
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
 	until(t, "the job to begin", func() bool { return size() > 0 })
-	file = filepath.Join(dir, "job.ckpt")
+	return c, size
+}
+
+// counted writes such a job to a context file.
+func counted(t *testing.T) (file string, size func() int64) {
+	t.Helper()
+	c, size := counting(t)
+	file = filepath.Join(c.Dir, "job.ckpt")
 	if _, err := checkpoint.Checkpoint(t.Context(), checkpoint.Order{
 		Target: checkpoint.Tree(c.Process.Pid), File: file, Signal: syscall.SIGKILL, Locks: []checkpoint.Lock{{Name: "a", Fence: 3}},
 	}); err != nil {
@@ -206,4 +214,73 @@ func TestARestartIsBrokenOff(t *testing.T) {
 	until(t, "the job to go on", func() bool { return size() > before })
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	until(t, "the job to end", func() bool { return gone(pid) })
+}
+
+// TestRecover has a job end that ran on when its lock had been suspended, if it is certain
+// that it is that job; and tells of one that was let run.
+func TestRecover(t *testing.T) {
+	c, size := counting(t)
+	file := filepath.Join(c.Dir, "job.ckpt")
+	if _, err := checkpoint.Checkpoint(t.Context(), checkpoint.Order{
+		Target: checkpoint.Tree(c.Process.Pid), File: file, Locks: []checkpoint.Lock{{Name: "a", Fence: 3}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	shared := file + ".shared"
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = errors.Join(os.WriteFile(shared, text, 0o600), os.Chmod(shared, 0o622))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	x := New(func(text string, args ...any) { said = append(said, fmt.Sprint(text, args)) })
+	defer x.Close()
+	locks := &fakeLocks{ended: make(chan Hold, 8), runs: make(chan uint64, 8)}
+	revive := func(h Hold) {
+		h.Here, h.Locks, said = true, []string{"a"}, nil
+		locks.holds = []Hold{h}
+		x.Recover(t.Context(), locks)
+	}
+	suspended := Hold{Fence: 3, Job: 3, Suspended: true, PID: c.Process.Pid, Context: file}
+
+	for _, h := range []Hold{
+		{Fence: 3, Job: 3, Suspended: true, Context: file + ".gone"},
+		{Fence: 3, Job: 3, Suspended: true, Context: shared},
+		{Fence: 4, Job: 4, Suspended: true, Context: file},
+	} {
+		if revive(h); len(locks.ended) != 0 || len(said) != 1 || !strings.Contains(said[0], "break the lock") {
+			t.Errorf("%+v: ended %d, said %q", h, len(locks.ended), said)
+		}
+	}
+	done := suspended
+	done.Ended = true
+	if revive(done); len(locks.ended) != 0 || len(said) != 0 {
+		t.Error("a job that has ended is looked for: ", said)
+	}
+	n := size()
+	until(t, "the job to go on", func() bool { return size() > n })
+
+	revive(suspended)
+	if len(said) != 0 || len(locks.ended) != 1 || !gone(c.Process.Pid) {
+		t.Fatalf("said %q, ended %d, the job is gone: %v", said, len(locks.ended), gone(c.Process.Pid))
+	}
+	if h := <-locks.ended; h.Fence != 3 || h.Context != file {
+		t.Errorf("the job has ended of %+v", h)
+	}
+	over := Hold{Fence: 5, Job: 4, Suspended: true, Over: true, Context: "/gone"}
+	if revive(over); len(said) != 0 || len(locks.ended) != 1 {
+		t.Errorf("of an earlier boot: said %q, ended %d", said, len(locks.ended))
+	}
+
+	runs := sleeping(t)
+	resumed := Hold{Fence: 6, Resumed: true, PID: runs.Pid, Start: process(t, runs.Pid).Start}
+	if revive(resumed); len(said) != 0 || len(locks.runs) != 1 || <-locks.runs != 6 {
+		t.Errorf("a job that runs: said %q", said)
+	}
+	resumed.Start++
+	if revive(resumed); len(said)+len(locks.runs) != 0 {
+		t.Errorf("a job that has ended: said %q", said)
+	}
 }
