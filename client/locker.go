@@ -197,6 +197,8 @@ func (l *Locker) release(ctx context.Context, h *hold) error {
 			return err
 		case repeated && loss.Cause == CauseOwner:
 			return nil // that was our own earlier request
+		case loss.Cause == CauseSuspended:
+			return ErrSuspended // and another one has it by now
 		case loss.Cause != "":
 			return fmt.Errorf("%w: %v", ErrLost, loss)
 		case repeated:

@@ -399,6 +399,7 @@ func TestUnlockAfterALostAnswer(t *testing.T) {
 		"by our own request":         {"lost 1 owner\n", false, nil},
 		"broken before":              {"lost 1 broken bob\n", false, ErrLost},
 		"of another hold":            {"lost 7 owner\n", false, ErrUncertain},
+		"put on disk, and restarted": {"lost 1 suspended\n", false, ErrSuspended},
 		"nobody remembers":           {"", false, ErrUncertain},
 		"by the Unlock before":       {"lost 1 owner\n", true, nil},
 		"before the Unlock before":   {"lost 1 limit\n", true, ErrLost},

@@ -379,6 +379,8 @@ func causeWord(c fsm.Cause) string {
 		return "process"
 	case fsm.CauseUndelivered:
 		return "undelivered"
+	case fsm.CauseResumed:
+		return wordSuspended // that is how its owner has lost it
 	}
 	return "unknown"
 }
