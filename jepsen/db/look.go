@@ -36,8 +36,8 @@ type Status struct {
 }
 
 // Server is one that the node knows, with a vote or without. One that was wiped has
-// another id than before. A name is known of those only that have been there since the
-// node was started; an address, which is that of one host for ever, of all.
+// another id than before, and its name may not have come round yet; an address, which is
+// that of one host for ever, is known of all.
 type Server struct {
 	Name  string `json:"name"`
 	ID    string `json:"id"`
