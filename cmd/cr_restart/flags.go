@@ -48,7 +48,7 @@ Environment:
 
 Exit status: that of the eldest process, or if the restart failed the number of the
 error (errno(3)):
-   1 EPERM   it takes root
+   1 EPERM   it takes root; the file could be another user's (see --trust)
    2 ENOENT  the file, or a file that the job needs, is missing
   16 EBUSY   a number that the job needs is in use
   22 EINVAL  wrong usage; the file is damaged, or is for another kind of machine
@@ -139,6 +139,8 @@ func flags(o *options) *pflag.FlagSet {
 		"they have other numbers, seen from outside, and the old ones for each other: they live in a pid namespace of their own", &o.keepPIDs)
 	pair("pgid", "they have the process groups they had", "they join the process group of cr_restart (default)", &o.plan.KeepGroups)
 	pair("sid", "they have the sessions they had", "they join the session of cr_restart (default)", &o.plan.KeepSessions)
+
+	fs.BoolVar(&o.plan.Trusted, "trust", false, "restart a file that another user than root could have written: whoever wrote it decides what is run")
 
 	kmsg := func(v int) func() { return func() { o.kmsg = v } }
 	act.Alone("kmsg-none", "", "print no messages of CRIU, which has the part of BLCR's kernel module (default)", kmsg(kmsgNone))

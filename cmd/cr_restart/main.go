@@ -117,7 +117,11 @@ func (o *options) failed(err error) int {
 			return status
 		}
 	}
-	o.say("Restart failed: " + err.Error())
+	hint := ""
+	if errors.Is(err, checkpoint.ErrUntrusted) {
+		hint = ", or say --trust"
+	}
+	o.say("Restart failed: " + err.Error() + hint)
 	if o.kmsg != kmsgNone {
 		o.tell(e.Log)
 	}

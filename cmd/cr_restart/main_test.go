@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	checkpoint.AtStage()
-	testscript.Main(m, map[string]func(){"cr_restart": main, "save": save, "inspect": inspect, "alone": alone})
+	testscript.Main(m, map[string]func(){"cr_restart": main, "save": save, "inspect": inspect, "alone": alone, "able": able})
 }
 
 // TestScripts runs testdata/*.txtar. What is in works.txtar takes root and CRIU, and fails
@@ -42,8 +43,11 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond == "criu" {
+			switch cond {
+			case "criu":
 				return missing == nil, nil
+			case "users":
+				return !lacksResource() || asRoot("true").Run() == nil, nil
 			}
 			return false, errors.New("unknown condition " + cond)
 		},
@@ -112,6 +116,38 @@ func alone() {
 			killChildren()
 		}
 	}
+}
+
+// able is able COMMAND...: alone, where root may checkpoint processes of other users. In many
+// containers it may not look at their limits, but the root of a user namespace may. (That one
+// may not restart them.)
+func able() {
+	if !lacksResource() {
+		alone()
+	}
+	cmd := asRoot("sh", append([]string{"-c", `mount -t proc proc /proc && exec alone "$@"`, "sh"}, os.Args[1:]...)...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+func lacksResource() bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err != nil || data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0
+}
+
+// asRoot runs a command as the root of new namespaces.
+func asRoot(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	ids := []syscall.SysProcIDMap{{Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
+		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+	}
+	return cmd
 }
 
 func killChildren() {

@@ -111,6 +111,7 @@ node has to run with --executors checkpoint, and it takes CRIU there.`,
 	f.StringVar(&s.File, "file", "", "the `file` on that node, from / on")
 	f.StringVar(&s.Lock, "lock", "", "only if the job's lock has this `name`")
 	f.BoolVar(&s.NewPIDs, "no-restore-pid", false, "give the processes other numbers, outside of a pid namespace of their own")
+	f.BoolVar(&s.Trust, "trust", false, "restart a file that another user than root could have written: whoever wrote it decides what is run")
 	f.StringArrayVar(&relocations, "relocate", nil, "look for files below one path below another: `OLD=NEW`; may be repeated")
 	return c
 }

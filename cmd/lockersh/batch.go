@@ -46,6 +46,7 @@ type batch struct {
 	Every    time.Duration `json:"every,omitempty"` // ns from one to the next
 	Compress bool          `json:"zstd,omitempty"`
 	Wait     time.Duration `json:"wait"`            // ns that the command may take to ask for a checkpoint that it was told of
+	Trust    bool          `json:"trust,omitempty"` // restore what others could have written
 	Ended    uint64        `json:"ended,omitempty"` // fence of the job's last run that ended by itself
 	Verbose  bool          `json:"verbose,omitempty"`
 
@@ -168,7 +169,7 @@ func (r *runner) begin() (code int, err error) {
 	class := checkpoint.Env
 	for _, id := range contexts {
 		restored, err := checkpoint.Restart(context.Background(), checkpoint.Plan{
-			File: r.series.path(id, contextEnd), KeepGroups: true, KeepSessions: true, CRIU: r.criu,
+			File: r.series.path(id, contextEnd), Trusted: r.Trust, KeepGroups: true, KeepSessions: true, CRIU: r.criu,
 		})
 		if errors.Is(err, checkpoint.ErrDamaged) {
 			r.say("%v; it is kept as %s", err, r.series.setAside(id))
@@ -196,6 +197,9 @@ func (r *runner) begin() (code int, err error) {
 	}
 	if first != nil {
 		forgetFence(r.Name)
+		if errors.Is(first, checkpoint.ErrUntrusted) {
+			first = fmt.Errorf("%w, or say --checkpoint-trust", first)
+		}
 		if class == checkpoint.Temp {
 			return exitTempFail, fmt.Errorf("its checkpoint cannot be restored now, and is kept: %w", first)
 		}

@@ -32,8 +32,8 @@ const (
 // readBatch is for a command that is to be checkpointed.
 func (s *settings) readBatch(r *raw) error {
 	switch {
-	case r.checkpoint == "" && (r.zstd && !r.checkpointable || time.Duration(r.every) != everyDefault):
-		return errors.New("--checkpoint-every and --checkpoint-zstd go with --checkpoint")
+	case r.checkpoint == "" && (r.zstd && !r.checkpointable || r.trust || time.Duration(r.every) != everyDefault):
+		return errors.New("--checkpoint-every, --checkpoint-trust and --checkpoint-zstd go with --checkpoint")
 	case r.checkpoint == "" && !r.checkpointable && time.Duration(r.wait) != waitDefault:
 		return errors.New("--checkpoint-wait goes with --checkpoint or --checkpointable")
 	case r.checkpoint == "" && !r.checkpointable:
@@ -45,7 +45,7 @@ func (s *settings) readBatch(r *raw) error {
 	case r.waitAll:
 		return errors.New("what is checkpointed is the command and what descends from it; --checkpoint and --checkpointable do not go with --wait-all")
 	}
-	s.batch = &batch{Compress: r.zstd, Verbose: r.verbose, Wait: time.Duration(r.wait)}
+	s.batch = &batch{Compress: r.zstd, Verbose: r.verbose, Wait: time.Duration(r.wait), Trust: r.trust}
 	s.batch.Lock = s.lockNames()
 	if r.checkpoint == "" {
 		return nil
@@ -96,12 +96,9 @@ func prepareBatch(s *settings) (b *batch, code int, err error) {
 		return nil, exitUnavailable, err
 	}
 	if b.Dir != "" {
-		probe, err := os.CreateTemp(b.Dir, ".lockersh-*")
-		if err != nil {
+		if err := b.tryDir(); err != nil {
 			return nil, exitUsage, fmt.Errorf("--checkpoint: %w", err)
 		}
-		_ = probe.Close()
-		_ = os.Remove(probe.Name())
 		done, err := (&series{dir: b.Dir, name: b.Name}).lastEnding()
 		if err != nil {
 			return nil, exitInternal, err
@@ -115,6 +112,26 @@ func prepareBatch(s *settings) (b *batch, code int, err error) {
 	s.job.Path = "/proc/self/exe"
 	s.job.Argv = append([]string{batchName, string(text)}, s.job.Argv...)
 	return b, 0, nil
+}
+
+// tryDir finds out whether contexts can be made in the directory that would be restored.
+func (b *batch) tryDir() error {
+	probe, err := os.CreateTemp(b.Dir, ".lockersh-*")
+	if err != nil {
+		return err
+	}
+	_ = probe.Close()
+	defer os.Remove(probe.Name())
+	if b.Trust {
+		return nil
+	}
+	if err = checkpoint.Trust(b.Dir); err == nil {
+		err = checkpoint.Trust(probe.Name()) // root's files may be another's there (exports(5))
+	}
+	if errors.Is(err, checkpoint.ErrUntrusted) {
+		err = fmt.Errorf("%w, or say --checkpoint-trust", err)
+	}
+	return err
 }
 
 // restorable says whether the command's output can be opened again by whoever restores

@@ -74,17 +74,7 @@ func (s *series) list(end string) (ids []contextID, err error) {
 		return nil, fmt.Errorf("look for contexts: %w", err)
 	}
 	for _, e := range entries {
-		rest, ours := strings.CutPrefix(e.Name(), s.name+".")
-		middle, whole := strings.CutSuffix(rest, end)
-		if !ours || !whole {
-			continue
-		}
-		fence, number, _ := strings.Cut(middle, ".")
-		var id contextID
-		var bad, worse error
-		id.fence, bad = strconv.ParseUint(fence, 10, 64)
-		id.number, worse = strconv.ParseUint(number, 10, 64)
-		if bad == nil && worse == nil {
+		if id, ok := s.parse(e.Name(), end); ok {
 			ids = append(ids, id)
 		}
 	}
@@ -92,6 +82,20 @@ func (s *series) list(end string) (ids []contextID, err error) {
 		return -cmp.Or(cmp.Compare(a.fence, b.fence), cmp.Compare(a.number, b.number))
 	})
 	return ids, nil
+}
+
+// parse is for a name that [series.path] has made.
+func (s *series) parse(file, end string) (id contextID, ok bool) {
+	rest, ours := strings.CutPrefix(file, s.name+".")
+	middle, whole := strings.CutSuffix(rest, end)
+	fence, number, two := strings.Cut(middle, ".")
+	if !ours || !whole || !two {
+		return id, false
+	}
+	var bad, worse error
+	id.fence, bad = strconv.ParseUint(fence, 10, 64)
+	id.number, worse = strconv.ParseUint(number, 10, 64)
+	return id, bad == nil && worse == nil && filepath.Base(s.path(id, end)) == file
 }
 
 // takeOver makes the contexts ours, and returns them, newest first.
@@ -153,6 +157,9 @@ type ending struct {
 	Time   time.Time `json:"time"`
 }
 
+// maxStatus is the highest exit status (exit(3)).
+const maxStatus = 255
+
 // maxEnding bounds what is read of an ending, in bytes.
 const maxEnding = 4096
 
@@ -172,10 +179,20 @@ func (s *series) lastEnding() (e ending, err error) {
 		err = errors.New("it is too long")
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &e)
+		e, err = parseEnding(text)
 	}
 	if err != nil {
 		return e, fmt.Errorf("read how the job has ended, %s: %w", path, err)
+	}
+	return e, nil
+}
+
+func parseEnding(text []byte) (e ending, err error) {
+	if err := json.Unmarshal(text, &e); err != nil {
+		return ending{}, err
+	}
+	if e.Fence == 0 || e.Status < 0 || e.Status > maxStatus {
+		return ending{}, fmt.Errorf("no run has fence %d and status %d", e.Fence, e.Status)
 	}
 	return e, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,7 +103,7 @@ func TestFinish(t *testing.T) {
 	if got := names(t, dir); got != "a.done= b.9.1.ckpt=b.9.1.ckpt" {
 		t.Errorf("files: %s", got)
 	}
-	for _, damaged := range []string{"", "{", strings.Repeat(" ", maxEnding) + "{}"} {
+	for _, damaged := range []string{"", "{", "{}", `{"fence": 9, "status": 256}`, `{"fence": 9, "status": -1}`, strings.Repeat(" ", maxEnding) + "{}"} {
 		if err := os.WriteFile(filepath.Join(dir, "a.done"), []byte(damaged), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -121,4 +122,41 @@ func TestSeriesName(t *testing.T) {
 			t.Errorf("%q: %q, %v", lock, got, err)
 		}
 	}
+}
+
+func FuzzEnding(f *testing.F) {
+	f.Add([]byte(`{"fence": 9, "status": 3, "host": "h", "time": "2020-01-02T03:04:05Z"}`))
+	f.Add([]byte(`{"fence": 18446744073709551615, "status": 0}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		e, err := parseEnding(text)
+		if err != nil {
+			if e != (ending{}) {
+				t.Errorf("%v, and it says %+v", err, e)
+			}
+			return
+		}
+		if e.Fence == 0 || e.Status < 0 || e.Status > maxStatus {
+			t.Errorf("it says %+v", e)
+		}
+		again, err := json.Marshal(e)
+		if err != nil {
+			return // a time that can be read and not written
+		}
+		if b, err := parseEnding(again); err != nil || b.Fence != e.Fence || b.Status != e.Status || b.Host != e.Host || !b.Time.Equal(e.Time) {
+			t.Errorf("%+v is read again as %+v, %v", e, b, err)
+		}
+	})
+}
+
+func FuzzContextName(f *testing.F) {
+	f.Add("a.5.7.ckpt")
+	f.Add("a.18446744073709551615.0.ckpt")
+	f.Add("a.05.7.ckpt")
+	f.Add("a.b.5.7.ckpt")
+	s := &series{dir: "/d", name: "a"}
+	f.Fuzz(func(t *testing.T, file string) {
+		if id, ok := s.parse(file, contextEnd); ok && filepath.Base(s.path(id, contextEnd)) != file {
+			t.Errorf("%q is %+v", file, id)
+		}
+	})
 }

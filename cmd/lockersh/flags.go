@@ -134,6 +134,7 @@ type raw struct {
 	verbose, debug         bool
 	list, json             bool
 	checkpointable, zstd   bool
+	trust                  bool
 	checkpoint             string
 	every, wait            getopt.Seconds
 }
@@ -157,6 +158,7 @@ func flags(r *raw) *pflag.FlagSet {
 	r.every = getopt.Seconds(everyDefault)
 	fs.Var(&r.every, "checkpoint-every", "time from one checkpoint to the next")
 	fs.BoolVar(&r.zstd, "checkpoint-zstd", false, "compress the checkpoints")
+	fs.BoolVar(&r.trust, "checkpoint-trust", false, "use a directory DIR in which others than root could write; whoever can decides what is run")
 	fs.BoolVar(&r.checkpointable, "checkpointable", false, "make a checkpoint when the command asks for one, and on signal 40 (RTMIN+6), and on 41 end as well; without --checkpoint in the file context.PID")
 	r.wait = getopt.Seconds(waitDefault)
 	fs.Var(&r.wait, "checkpoint-wait", "time that a command which catches these signals itself may take until it asks for its checkpoint")

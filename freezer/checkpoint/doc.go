@@ -52,6 +52,7 @@
 // Contents of files are not saved: they are opened again by their names. Process
 // numbers are those of our pid namespace. Everything here takes root.
 //
-// A restart does what the file says, as root: one that others could have written must not
-// be restarted. The sums tell of damage, not of malice.
+// A restart does what the file says, as root: one that others could have written is not
+// restarted, unless [Plan].Trusted says so (see [Trust]). The sums tell of damage, not of
+// malice.
 package checkpoint

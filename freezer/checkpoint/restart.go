@@ -17,8 +17,10 @@ import (
 
 // Plan says how a context file is restarted.
 type Plan struct {
-	File        string
-	Reader      io.Reader // instead of File
+	File   string
+	Reader io.Reader // instead of File
+	// Trusted says that the file is to be restarted even if others could have written it.
+	Trusted     bool
 	Relocations []Relocation
 	// NewPIDs gives the processes other numbers, seen from outside: they live in a pid
 	// namespace of their own, in which they have the old ones.
@@ -70,14 +72,14 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	in := os.TempDir()
 	from := p.Reader
 	if p.File != "" {
-		f, err := os.Open(p.File)
+		f, err := p.open()
 		if err != nil {
-			errno := syscall.EIO
-			errors.As(err, &errno)
-			return nil, fail(Args, errno, "%w", err)
+			return nil, err
 		}
 		defer f.Close()
 		from, in = f, filepath.Dir(p.File)
+	} else if err := trustReader(from); err != nil && !p.Trusted {
+		return nil, err
 	}
 	if err := needRoot(); err != nil {
 		return nil, err
@@ -109,6 +111,21 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 		return nil, classed(err, "restart")
 	}
 	return j, nil
+}
+
+// open opens the file.
+func (p *Plan) open() (f *os.File, err error) {
+	if p.Trusted {
+		f, err = os.Open(p.File)
+	} else {
+		f, err = openTrusted(p.File)
+	}
+	if e := (*Error)(nil); err != nil && !errors.As(err, &e) {
+		errno := syscall.EIO
+		errors.As(err, &errno)
+		err = fail(Args, errno, "%w", err)
+	}
+	return f, err
 }
 
 // start starts from verified images.

@@ -24,14 +24,14 @@ func (j *job) field(name string) int {
 }
 
 // inOthersSession starts a shell in a session of its own that counts in a child of its
-// own, and returns the shell, and the number of the child.
-func inOthersSession(t *testing.T) (*job, int) {
+// own, and returns the shell, and the number of the child. When that has ended it goes on.
+func inOthersSession(t *testing.T, then string) (*job, int) {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/bin/sh", "-c", `"$0" & wait $!`, program)
+	cmd := exec.Command("/bin/sh", "-c", `"$0" & wait $!; `+then, program)
 	cmd.Env = append(os.Environ(), roleVariable+"=count")
 	j := start(t, cmd)
 	return j, j.field("pid")
@@ -71,7 +71,7 @@ func TestSessionsAndGroups(t *testing.T) {
 				j = begin(t, "count")
 				pid = j.pid()
 			} else {
-				j, pid = inOthersSession(t)
+				j, pid = inOthersSession(t, "exit")
 			}
 			before := [2]int{j.field("session"), j.field("group")}
 			file, _ := j.save(t, func(o *Order) {
@@ -97,6 +97,27 @@ func TestSessionsAndGroups(t *testing.T) {
 				t.Errorf("its parent is %d, and not us, %d", j.field("parent"), os.Getpid())
 			}
 		})
+	}
+}
+
+// A session or group whose leader was not saved, and still lives, is in use.
+func TestASessionInUse(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j, pid := inOthersSession(t, "exec sleep 1000")
+	file, _ := j.save(t, func(o *Order) { o.Target, o.Signal = Tree(pid), 0 })
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	j.await(t, "its number to be free", func() bool { return !exists(pid) })
+	for _, c := range []struct {
+		groups, sessions bool
+		want             string
+	}{{true, false, "the process group number"}, {false, true, "the session number"}} {
+		_, err := Restart(t.Context(), Plan{File: file, KeepGroups: c.groups, KeepSessions: c.sessions})
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Class != Temp || e.Errno != syscall.EBUSY || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 

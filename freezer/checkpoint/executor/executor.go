@@ -43,6 +43,8 @@ type RestartSpec struct {
 	// NewPIDs lets the job live in a pid namespace of its own.
 	NewPIDs     bool                    `json:"new_pids,omitempty"`
 	Relocations []checkpoint.Relocation `json:"relocate,omitempty"`
+	// Trust is for a file that another user than root could have written.
+	Trust bool `json:"trust,omitempty"`
 }
 
 // Hold is a hold in the lock table.

@@ -63,6 +63,10 @@ func prepare(t *testing.T, action string, spec any, holds ...Hold) error {
 func TestRefused(t *testing.T) {
 	dir := t.TempDir()
 	file, there := filepath.Join(dir, "f"), filepath.Join(dir, "there")
+	open := filepath.Join(dir, "open")
+	if err := errors.Join(os.WriteFile(open, []byte("no context"), 0o600), os.Chmod(open, 0o666)); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(there, []byte("no context"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -111,6 +115,8 @@ func TestRefused(t *testing.T) {
 		{ActionRestart, RestartSpec{}, "which file?"},
 		{ActionRestart, RestartSpec{File: file}, "no such file"},
 		{ActionRestart, RestartSpec{File: there}, there},
+		{ActionRestart, RestartSpec{File: open}, "(chown, chmod), or say --trust"},
+		{ActionRestart, RestartSpec{File: open, Trust: true}, "it is no context file"},
 		{ActionRestart, RestartSpec{File: there, Relocations: make([]checkpoint.Relocation, 17)}, "at most 16"},
 	} {
 		err := prepare(t, tt.action, tt.spec, locks...)

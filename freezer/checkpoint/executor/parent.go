@@ -124,7 +124,7 @@ func restore(ctx context.Context, s RestartSpec) (*checkpoint.Job, error) {
 		}
 	}
 	job, err := checkpoint.Restart(ctx, checkpoint.Plan{
-		File: s.File, Relocations: s.Relocations, NewPIDs: s.NewPIDs, Signal: syscall.SIGSTOP,
+		File: s.File, Relocations: s.Relocations, NewPIDs: s.NewPIDs, Signal: syscall.SIGSTOP, Trusted: s.Trust,
 	})
 	if err != nil {
 		return nil, err

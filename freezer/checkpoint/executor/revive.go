@@ -25,6 +25,11 @@ func (x *Executor) revive(ctx context.Context, order uint64, s RestartSpec, lock
 	if len(s.Relocations) > checkpoint.MaxRelocations {
 		return nil, fmt.Errorf("there are %d relocations, and at most %d are possible", len(s.Relocations), checkpoint.MaxRelocations)
 	}
+	if !s.Trust {
+		if err := checkpoint.Trust(s.File); errors.Is(err, checkpoint.ErrUntrusted) {
+			return nil, fmt.Errorf("%w, or say --trust", err)
+		}
+	}
 	m, err := inspect(s.File)
 	if err != nil {
 		return nil, err
