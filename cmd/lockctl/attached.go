@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/lockerd/lockerd/freezer"
 	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
@@ -308,4 +310,35 @@ func (p *program) takeBack(ctx context.Context, s *orderStream, o order) error {
 		return fmt.Errorf("order %d may go on without us, until its time is up; thaw it by another node: %w", o.ID, err)
 	}
 	return nil
+}
+
+// rehearse prints what the nodes say that they would freeze. The order is for that alone:
+// nodes that do not know it refuse it.
+func (p *program) rehearse(ctx context.Context, req orderRequest) error {
+	req.Action, req.Attached = req.Action+freezer.ActionDryRun, true
+	ctx = context.WithoutCancel(ctx)
+	signals := job.Notify()
+	defer job.Release(signals)
+	w := waiting{signals: signals}
+	s, err := p.openOrder(ctx, req, &w)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	o, err := p.awaitFrozen(s, &w)
+	if err != nil {
+		return err
+	}
+	if _, err := p.thawAttached(ctx, s, o.ID); err != nil {
+		return err
+	}
+	if p.json {
+		return p.printJSON(o)
+	}
+	var text strings.Builder
+	for _, n := range o.Nodes {
+		fmt.Fprintf(&text, "%s: %s\n", plain(n.Node), plain(n.Text))
+	}
+	_, err = fmt.Fprint(p.out, text.String())
+	return err
 }

@@ -19,6 +19,7 @@ type freezing struct {
 	timeout freezeTime
 	lock    string
 	verbose bool
+	dryRun  bool
 }
 
 func (f *freezing) flags(c *cobra.Command) {
@@ -27,6 +28,7 @@ func (f *freezing) flags(c *cobra.Command) {
 	c.Flags().Var(&f.timeout, "timeout", "thaw after so long, whatever happens; at most 31536000 (365 days); 0 is 60, less than 0 never")
 	c.Flags().StringVar(&f.lock, "lock", "", "take the lock of this `name` first, and hold it for as long as the freeze lasts")
 	c.Flags().BoolVar(&f.verbose, "verbose", false, "tell afterwards what was frozen and how long that took")
+	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "print what would be frozen on each node, and freeze nothing")
 	c.Flags().SortFlags = false
 }
 
@@ -184,8 +186,19 @@ func (p *program) carryOut(cmd *cobra.Command, f *freezing, action string, spec 
 		// lockersh takes any one of such a list. A freeze keeps others out by one lock.
 		return fmt.Errorf("--lock %s: wants the name of one lock: a colon stands between several", plain(f.lock))
 	}
+	if f.dryRun {
+		switch {
+		case len(command) > 0:
+			return errors.New("--dry-run runs no command")
+		case f.lock != "":
+			return errors.New("--dry-run takes no lock")
+		}
+	}
 	if err := p.byAdmin(cmd); err != nil {
 		return err
+	}
+	if f.dryRun {
+		return p.rehearse(cmd.Context(), req)
 	}
 	if len(command) > 0 {
 		if p.json {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -23,6 +24,9 @@ type executors struct {
 var errNoCheckpoints = errors.New("checkpoints are off: start lockerd there with --executors checkpoint")
 
 func (x executors) Prepare(ctx context.Context, t cluster.Task) (cluster.Prepared, error) {
+	if strings.HasSuffix(t.Action, freezer.ActionDryRun) {
+		return rehearse(ctx, x.freezer, t)
+	}
 	if t.Action != executor.ActionCheckpoint && t.Action != executor.ActionRestart {
 		p, err := x.freezer.Prepare(ctx, t.Order, t.Action, t.Spec, t.Timeout, t.Lease)
 		if err != nil {
