@@ -166,7 +166,9 @@ func connect(path string) (*packets, error) {
 }
 
 // List says what the living guards hold whose journals are in a directory; "" is
-// [Dir].
+// [Dir]. Of the processes that were told to stop, Report.Processes counts those that stand
+// still now, and Report.Running the others: those that did not stop in a partial freeze, or
+// that somebody has let go on.
 func List(dir string) ([]State, error) {
 	if dir == "" {
 		dir = Dir()
@@ -178,10 +180,43 @@ func List(dir string) ([]State, error) {
 	states := []State{}
 	for i := range found {
 		if !found[i].Since.IsZero() { // else it is prepared, and holds nothing
-			states = append(states, found[i].state())
+			s := found[i].state()
+			if s.Report.Processes > 0 {
+				if err := found[i].count(&s.Report); err != nil {
+					return nil, err
+				}
+			}
+			states = append(states, s)
 		}
 	}
 	return states, nil
+}
+
+// count counts the processes of a journal by what they do now. The journal says only
+// which ones were told to stop.
+func (r *record) count(report *Report) error {
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.close()
+	w := walk{scope: &scope{proc: proc}}
+	report.Processes = 0
+	for _, e := range r.entries {
+		if e.kind != entryPID {
+			continue
+		}
+		st, err := proc.stat(e.pid)
+		if err != nil || st.start != e.start || st.ended() {
+			continue
+		}
+		if still, state := w.stopped(&st); still || state != 'R' && inFrozenCgroup(proc, e.pid) {
+			report.Processes++
+		} else {
+			report.Running++
+		}
+	}
+	return nil
 }
 
 // overdueAfter is how long after its deadline a guard may be at the thaw.

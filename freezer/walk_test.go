@@ -284,6 +284,9 @@ func TestUnstoppable(t *testing.T) {
 	if r.Running != 1 || r.Processes != 1 || stateOf(other.pid()) != "T" {
 		t.Errorf("the report is %+v, and the other is in state %s", r, stateOf(other.pid()))
 	}
+	if all, err := List(""); err != nil || len(all) != 1 || all[0].Report.Processes != 1 || all[0].Report.Running != 1 {
+		t.Errorf("List: %+v, %v", all, err)
+	}
 	thaw(t, g)
 	if n := stopped(t); n > 0 {
 		t.Errorf("%d processes are left stopped", n)

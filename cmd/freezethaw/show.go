@@ -66,7 +66,11 @@ func list(asJSON bool) int {
 		if s.Detached {
 			requester = "gone"
 		}
-		fmt.Fprintf(&text, "%-16s %7d %9s %8s  %v\n", s.ID, s.Guard, requester, left, &s.Report)
+		what := s.Report.String()
+		if n := s.Report.Running; n > 0 {
+			what += fmt.Sprintf(", %d running", n)
+		}
+		fmt.Fprintf(&text, "%-16s %7d %9s %8s  %s\n", s.ID, s.Guard, requester, left, what)
 	}
 	return program.Print(text.String())
 }
