@@ -194,7 +194,7 @@ func TestExecutorEnds(t *testing.T) {
 			CauseAsked, nil,
 		},
 		{
-			"deadline", ActionFreeze, treeSpec(v.pid()), 100 * time.Millisecond, "4 processes",
+			"deadline", ActionFreeze, treeSpec(v.pid()), 2 * time.Second, "4 processes",
 			func(*Prepared) {},
 			CauseDeadline, ErrDeadline,
 		},
@@ -352,7 +352,7 @@ func TestExecutorPrepares(t *testing.T) {
 		{ActionFSFreeze, fsSpec(point)},
 		{ActionFreeze, treeSpec(v.pid())},
 	} {
-		p, err := x.Prepare(t.Context(), 1, spec.action, []byte(spec.text), 50*time.Millisecond, 0)
+		p, err := x.Prepare(t.Context(), 1, spec.action, []byte(spec.text), 2*time.Second, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

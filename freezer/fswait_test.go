@@ -67,7 +67,7 @@ func TestFSHoldsAllChanges(t *testing.T) {
 			}
 			waiting[touch] = act(t, "toucher "+touch+" "+path)
 		}
-		g, _ := freeze(t, Order{Targets: []Target{FileSystem(point)}, Timeout: 25 * time.Second})
+		g, _ := freeze(t, Order{Targets: []Target{FileSystem(point)}, Timeout: time.Minute})
 		for touch, a := range waiting {
 			fmt.Fprintln(a.stdin)
 			await(t, fstype+": who is to wait: "+touch, func() bool { return waits(a.pid()) })

@@ -231,6 +231,26 @@ func running(tb testing.TB) (pids []int) {
 	return pids
 }
 
+// childOf waits until a process has a child, and returns its number. Whether that is the
+// greater one is not said: numbers begin anew.
+func childOf(tb testing.TB, parent int) (child int) {
+	tb.Helper()
+	await(tb, "a child", func() bool {
+		for _, pid := range allPIDs(tb) {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err != nil {
+				continue
+			}
+			if s, err := parseStat(text); err == nil && int(s.parent) == parent {
+				child = pid
+				return true
+			}
+		}
+		return false
+	})
+	return child
+}
+
 // stopped counts the processes that are stopped.
 func stopped(tb testing.TB) (n int) {
 	tb.Helper()
@@ -335,6 +355,20 @@ func thaw(tb testing.TB, g *Guard) {
 	}
 	if left, _ := filepath.Glob("/run/freezer/*"); len(left) > 0 {
 		tb.Fatalf("left behind: %v", left)
+	}
+}
+
+// before calls f with longer and longer times for what it does, until it does not come too
+// late for its own: the machine may have much else to do.
+func before(tb testing.TB, first time.Duration, f func(time.Duration) error) {
+	tb.Helper()
+	for timeout := first; ; timeout *= 2 {
+		switch err := f(timeout); {
+		case err == nil:
+			return
+		case !errors.Is(err, ErrDeadline) || timeout > 20*time.Second:
+			tb.Fatalf("with %v of time: %v", timeout, err)
+		}
 	}
 }
 

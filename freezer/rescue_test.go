@@ -19,11 +19,12 @@ import (
 
 // Who waits for a frozen file system cannot be killed. So if the tests end, all their
 // processes with them, and something is frozen still, somebody has to be there who
-// thaws it: the rescuer, outside of their pid namespace. It also thaws what has been
-// frozen for rescueTime.
+// thaws it: the rescuer, outside of their pid namespace. It also thaws, for tests that
+// hang, all that has been there for rescueTime: longer than any test has use for it, even
+// on a machine with much else to do.
 const (
 	rescueSocket = 3
-	rescueTime   = 30 * time.Second
+	rescueTime   = 4 * time.Minute
 )
 
 func startRescuer() (*os.File, error) {

@@ -21,10 +21,10 @@ func TestWatch(t *testing.T) {
 		role   string
 		before bool
 	}{
-		{"file system, found", "fsholder 20s true " + point, true},
-		{"file system, watched", "fsholder 20s true " + point, false},
-		{"processes, found", fmt.Sprintf("requester %d 20s true", v.pid()), true},
-		{"processes, watched", fmt.Sprintf("requester %d 20s true", v.pid()), false},
+		{"file system, found", "fsholder 1m true " + point, true},
+		{"file system, watched", "fsholder 1m true " + point, false},
+		{"processes, found", fmt.Sprintf("requester %d 1m true", v.pid()), true},
+		{"processes, watched", fmt.Sprintf("requester %d 1m true", v.pid()), false},
 	} {
 		var x *Executor
 		var l *logbook
@@ -77,7 +77,7 @@ func TestWatchDirectoryGone(t *testing.T) {
 		_, err := os.Stat(Dir())
 		return err == nil
 	})
-	r := act(t, fmt.Sprintf("requester %d 20s true", v.pid()))
+	r := act(t, fmt.Sprintf("requester %d 1m true", v.pid()))
 	var guard int
 	if _, err := fmt.Sscanf(r.line(t), "frozen %d", &guard); err != nil {
 		t.Fatal(err)
@@ -93,7 +93,7 @@ func TestWatchEnds(t *testing.T) {
 	needIsolation(t)
 	v := victims(t)
 	x, _ := newExecutor(t, nil)
-	r := act(t, fmt.Sprintf("requester %d 20s true", v.pid()))
+	r := act(t, fmt.Sprintf("requester %d 1m true", v.pid()))
 	r.line(t)
 	if err := x.Close(); err != nil {
 		t.Error(err)
@@ -117,26 +117,37 @@ func TestWatchEnds(t *testing.T) {
 func TestStoppedGuard(t *testing.T) {
 	needIsolation(t)
 	v := victims(t)
-	stop := func(g *Guard) {
+	// stop fails if the guard has thawed before.
+	stop := func(g *Guard) error {
 		s, err := g.State()
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		_ = syscall.Kill(s.Guard, syscall.SIGSTOP)
-		await(t, "the guard to stop", func() bool { return stateOf(s.Guard) == "T" })
+		await(t, "the guard to stop", func() bool { return g.Err() != nil || stateOf(s.Guard) == "T" })
+		return g.Err()
 	}
 	tree := Order{Targets: []Target{Tree(v.pid())}, Timeout: time.Minute}
 	g, _ := freeze(t, tree)
-	stop(g)
+	if err := stop(g); err != nil {
+		t.Fatal(err)
+	}
 	if s, err := g.Extend(time.Minute); err != nil || s.Left < time.Second {
 		t.Errorf("extend: %+v, %v", s, err)
 	}
-	stop(g)
+	if err := stop(g); err != nil {
+		t.Fatal(err)
+	}
 	thaw(t, g)
 
-	tree.Timeout = 500 * time.Millisecond
-	g, _ = freeze(t, tree)
-	stop(g)
+	before(t, 500*time.Millisecond, func(timeout time.Duration) error {
+		tree.Timeout = timeout
+		g = start(t)
+		if _, err := g.Freeze(t.Context(), tree); err != nil {
+			return err
+		}
+		return stop(g)
+	})
 	await(t, "the freeze to be overdue", func() bool {
 		s, err := List("")
 		return err == nil && len(s) == 1 && s[0].Overdue > 0
