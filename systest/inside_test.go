@@ -19,7 +19,7 @@ const (
 )
 
 // insideTime bounds such a run; see also seriesTime.
-var insideTime = 2 * time.Minute
+var insideTime = 4 * time.Minute
 
 // inside runs the test again as the first process of new namespaces, CLONE_NEW* of
 // clone(2), and reports whether this is that run. Everything in a new pid

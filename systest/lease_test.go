@@ -24,8 +24,9 @@ const (
 	// lease is the shortest that there is.
 	lease = 2 * time.Second
 	// late is how long after the lease's end the next one may have to wait: the
-	// cluster looks at leases now and then, and lockersh has renewed it just before.
-	late = 3 * time.Second
+	// cluster looks at leases now and then, and lockersh has renewed it just before. That
+	// is 3 s on a machine that has nothing else to do.
+	late = 10 * time.Second
 	// elected is how much longer it takes when a leader has to be elected.
 	elected = 5 * time.Second
 )
@@ -252,7 +253,7 @@ func startProgram(t *testing.T, at *farm.Node, args ...string) *command {
 	p := exec.Command(args[0], args[1:]...)
 	p.Env = farm.Environ()
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	p.WaitDelay = granted
+	p.WaitDelay = drain
 	sh := &command{process: &process{Cmd: p}}
 	p.Stdout, p.Stderr = &sh.log, &sh.log
 	must(t, at.Within(p.Start))

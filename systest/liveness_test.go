@@ -171,7 +171,7 @@ func TestDeathsWhileLeadersDie(t *testing.T) {
 		spared = append(spared, p)
 	}
 	m := mourners{nodes: f.Nodes}
-	ctx, cancel := context.WithCancelCause(limited(t, time.Minute))
+	ctx, cancel := context.WithCancelCause(limited(t, 3*time.Minute))
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()

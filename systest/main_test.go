@@ -49,7 +49,7 @@ func findPrograms(dir string) {
 func start(t *testing.T, o farm.Options) *farm.Farm {
 	t.Helper()
 	o.Binary = lockerd
-	f, err := farm.New(limited(t, 30*time.Second), o)
+	f, err := farm.New(limited(t, time.Minute), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func limited(t *testing.T, d time.Duration) context.Context {
 
 func leader(t *testing.T, f *farm.Farm) *farm.Node {
 	t.Helper()
-	n, err := f.AwaitLeader(limited(t, 20*time.Second))
+	n, err := f.AwaitLeader(limited(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func leader(t *testing.T, f *farm.Farm) *farm.Node {
 
 func ready(t *testing.T, f *farm.Farm) {
 	t.Helper()
-	if err := f.AwaitReady(limited(t, 20*time.Second)); err != nil {
+	if err := f.AwaitReady(limited(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -141,13 +141,16 @@ type command struct {
 	log   strings.Builder
 }
 
+// drain is how long the output of a program is waited for after its end.
+const drain = 10 * time.Second
+
 // startLockersh runs a command under a lock, on the host of a node.
 func startLockersh(t *testing.T, at *farm.Node, lock string, args ...string) *command {
 	t.Helper()
 	c := exec.Command(lockersh, append([]string{"--dhost", at.Host, "--port", fmt.Sprint(at.Port), "--lock", lock, "--"}, args...)...)
 	c.Env = farm.Environ()
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	c.WaitDelay = granted // for a command that outlives it and keeps our pipes open
+	c.WaitDelay = drain // for a command that outlives it and keeps our pipes open
 	sh := &command{process: &process{Cmd: c}}
 	c.Stdout, c.Stderr = &sh.log, &sh.log
 	var err error

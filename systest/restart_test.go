@@ -57,7 +57,7 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 			}
 		})
 	}
-	await(t, 20*time.Second, "locks to be taken", func() error {
+	await(t, time.Minute, "locks to be taken", func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(acknowledged) < 200 {

@@ -20,9 +20,10 @@ type wire struct {
 }
 
 const (
-	dialTime = 5 * time.Second
-	// granted is how long a grant may take, an election included.
-	granted = 10 * time.Second
+	dialTime = 20 * time.Second
+	// granted is how long a grant may take, an election included, on a machine that has
+	// much else to do.
+	granted = 30 * time.Second
 )
 
 func dial(addr string) (*wire, error) {

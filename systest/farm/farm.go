@@ -36,7 +36,7 @@ type Options struct {
 
 const (
 	maxNodes = 9
-	startup  = 20 * time.Second      // for a cluster to become ready
+	startup  = time.Minute           // for a cluster to become ready
 	poll     = 10 * time.Millisecond // between two looks at a condition
 )
 

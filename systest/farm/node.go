@@ -227,7 +227,7 @@ func (n *Node) Cut() error {
 func (n *Node) Heal() error { return n.host.heal() }
 
 // exitWait is how long a node that is told to stop may take.
-const exitWait = 10 * time.Second
+const exitWait = 30 * time.Second
 
 // Terminate sends SIGTERM and waits for the end.
 func (n *Node) Terminate(ctx context.Context) (code int, err error) {
