@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,24 +29,27 @@ func TestStopWaitsForHooks(t *testing.T) {
 		"somebody insists": {0, 10 * time.Second, syscall.SIGTERM, "terminated while hooks were told of a thaw"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			closing, signals, extended := make(chan struct{}), make(chan os.Signal, 1), 0
-			s := stopping{limit: limit, closing: closing, signals: signals, extend: func() { extended++ }, log: hclog.NewNullLogger()}
-			err := s.stop(func(context.Context) error {
-				time.Sleep(c.node)
-				close(closing)
-				if c.signal != nil {
-					signals <- c.signal
+			synctest.Test(t, func(t *testing.T) {
+				closing, signals, extended := make(chan struct{}), make(chan os.Signal, 1), 0
+				s := stopping{limit: limit, closing: closing, signals: signals, extend: func() { extended++ }, log: hclog.NewNullLogger()}
+				err := s.stop(func(context.Context) error {
+					time.Sleep(c.node)
+					close(closing)
+					if c.signal != nil {
+						signals <- c.signal
+					}
+					time.Sleep(c.hooks)
+					return nil
+				}, func() error { return nil })
+				// The bubble ends with what goes on in it.
+				time.Sleep(c.node + c.hooks)
+				if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%v, want %q", err, c.want)
 				}
-				time.Sleep(c.hooks)
-				return nil
-			}, func() error { return nil })
-			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-				t.Errorf("%v, want %q", err, c.want)
-			}
-			if (extended > 0) != (c.hooks > extendEvery && c.signal == nil) {
-				t.Errorf("more time was asked for %d times", extended)
-			}
+				if (extended > 0) != (c.hooks > extendEvery && c.signal == nil) {
+					t.Errorf("more time was asked for %d times", extended)
+				}
+			})
 		})
 	}
 }

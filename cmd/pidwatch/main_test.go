@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -177,6 +178,21 @@ func TestProcessNumber(t *testing.T) {
 
 // The barrier of the manual: sleep until another process has ended.
 func TestEndsWithProcess(t *testing.T) {
+	// Who polls once a second takes half a second for most of them. Others may keep the
+	// processors busy for a while.
+	for try := 1; ; try++ {
+		took := endsWithProcess(t)
+		slices.Sort(took)
+		t.Logf("ended after %v", took)
+		if median := took[len(took)/2]; t.Failed() || median < 250*time.Millisecond {
+			return
+		} else if try == 3 {
+			t.Fatalf("half of them took more than %v: somebody polls", median)
+		}
+	}
+}
+
+func endsWithProcess(t *testing.T) (took []time.Duration) {
 	for name, c := range map[string]struct {
 		args []string
 		code int
@@ -198,16 +214,13 @@ func TestEndsWithProcess(t *testing.T) {
 			began := time.Now()
 			end(p)
 			_ = cmd.Wait()
-			took := time.Since(began)
+			took = append(took, time.Since(began))
 			if got := status(cmd); got != c.code {
 				t.Errorf("exit %d, want %d", got, c.code)
 			}
-			t.Logf("ended after %v", took)
-			if took > 900*time.Millisecond {
-				t.Errorf("it took %v: somebody polls", took)
-			}
 		})
 	}
+	return took
 }
 
 // kill -9 of the parent is what rsh does not tell its child.
@@ -224,7 +237,7 @@ func TestParentKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	end(parent)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := pidprobe.Await(ctx, cmd); err != nil {
 		t.Errorf("the command goes on: %v", err)

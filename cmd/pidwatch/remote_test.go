@@ -165,7 +165,7 @@ func TestRemoteHost(t *testing.T) {
 			var median time.Duration
 			for range 3 {
 				took := r.reactions(9)
-				if median = took[len(took)/2]; median < 50*time.Millisecond {
+				if median = took[len(took)/2]; median < 250*time.Millisecond {
 					return
 				}
 			}
@@ -189,7 +189,7 @@ func TestRemoteOldPidstatd(t *testing.T) {
 	r := newRemote(t)
 	r.serve("old pidstatd")
 	took := r.reactions(4)
-	if last := took[len(took)-1]; last > 4*time.Second {
+	if last := took[len(took)-1]; last > 15*time.Second {
 		t.Errorf("it took %v", last)
 	}
 }
@@ -198,7 +198,7 @@ func TestRemotePushesLost(t *testing.T) {
 	r := newRemote(t)
 	_, out := r.serve("pidstatd without pushes")
 	took := r.reactions(4)
-	if last := took[len(took)-1]; last > 4*time.Second {
+	if last := took[len(took)-1]; last > 15*time.Second {
 		t.Errorf("it took %v", last)
 	}
 	for range took {
@@ -223,7 +223,7 @@ func TestRemoteRestart(t *testing.T) {
 			began := time.Now()
 			end(p)
 			r.wait(cmd)
-			if got, took := status(cmd), time.Since(began); got != 129 || took > 4*time.Second {
+			if got, took := status(cmd), time.Since(began); got != 129 || took > 15*time.Second {
 				t.Errorf("exit %d after %v", got, took)
 			}
 		})
@@ -252,7 +252,7 @@ func TestRemoteHostOutOfReach(t *testing.T) {
 		if got := status(cmd); got != 129 {
 			t.Errorf("exit %d", got)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the command goes on though the other host answers")
 	}
 }
