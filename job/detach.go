@@ -1,10 +1,12 @@
 package job
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,8 +83,11 @@ func launch(sock int, argv []string) int {
 	return 0
 }
 
-// Send writes to the other end of a socket that [Detach] made, and closes this one.
-// A file that is not nil goes along.
+// ackTime bounds the wait for who was started by [Detach].
+const ackTime = 10 * time.Second
+
+// Send writes to the other end of a socket that [Detach] made, waits for [Acknowledge]
+// there, and closes this one. A file that is not nil goes along.
 func Send(socket *os.File, text []byte, file *os.File) error {
 	defer socket.Close()
 	if file != nil && len(text) > 0 {
@@ -91,8 +96,37 @@ func Send(socket *os.File, text []byte, file *os.File) error {
 		}
 		text = text[1:]
 	}
-	_, err := socket.Write(text)
-	return err
+	if _, err := socket.Write(text); err != nil {
+		return err
+	}
+	fd := int(socket.Fd())
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		return err
+	}
+	late := unix.NsecToTimeval(ackTime.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late); err != nil {
+		return err
+	}
+	for {
+		switch n, err := unix.Read(fd, make([]byte, 1)); {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
+			return fmt.Errorf("no answer within %v", ackTime)
+		case err != nil:
+			return err
+		case n == 0:
+			return errors.New("it has ended")
+		default:
+			return nil
+		}
+	}
+}
+
+// Acknowledge says to [Send] that what was received is being taken care of, and closes
+// the socket.
+func Acknowledge(socket int) {
+	_, _ = unix.Write(socket, []byte{0}) // who was there to read it may have been killed
+	_ = unix.Close(socket)
 }
 
 // Receive reads what [Send] has sent, to its end, and at most limit bytes.

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // startForeign runs a script as startGuarded does, in a process that is watched from
@@ -147,6 +149,38 @@ func TestWatchNobody(t *testing.T) {
 	}
 	if f, err := Watch(c.Process.Pid, newID()); err == nil {
 		t.Errorf("%+v is watched, and has ended", f)
+	}
+}
+
+// TestSendWaits: who sends goes on when the other one says so, and hears if it ends
+// before that.
+func TestSendWaits(t *testing.T) {
+	for _, ack := range []bool{true, false} {
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- Send(os.NewFile(uintptr(pair[0]), "ours"), []byte("text"), os.Stdin) }()
+		text, file, err := Receive(pair[1], 100)
+		if err != nil || string(text) != "text" || file == nil {
+			t.Fatalf("received %q, %v, %v", text, file, err)
+		}
+		_ = file.Close()
+		select {
+		case err := <-sent:
+			t.Errorf("not waited for: %v", err)
+			sent <- err
+		case <-time.After(50 * time.Millisecond): // in which nothing must happen
+		}
+		if ack {
+			Acknowledge(pair[1])
+		} else {
+			_ = unix.Close(pair[1])
+		}
+		if err := <-sent; (err == nil) != ack {
+			t.Errorf("acknowledged: %v; sent with %v", ack, err)
+		}
 	}
 }
 

@@ -108,7 +108,9 @@ func take(s *settings, signals <-chan os.Signal) (*client.Locker, int) {
 }
 
 // entrust tells the keeper what to keep, and gives it the anchor to hold: the lock
-// then ends by the keeper's doing, or with the keeper and the command both. From then
+// then ends by the keeper's doing, or with the keeper and the command both. It returns
+// when the keeper watches: a command may end before a keeper that has yet to find a
+// processor, and leave others for whom the lock is to be kept. From then
 // on it is told of the end by the end of this process alone.
 func entrust(keeper *os.File, s *settings, l *client.Locker, id string, anchor *os.File) error {
 	g := l.Grant()
@@ -150,6 +152,7 @@ func keep(socket string) int {
 	if err != nil {
 		return exitInternal // it has gone, and the lock with it
 	}
+	job.Acknowledge(fd)
 	o := client.Options{
 		PID: c.PID, User: string(c.User), Hosts: stringsOf(c.Hosts), Port: string(c.Port), Family: c.Family,
 		Locks: stringsOf(c.Locks), All: len(c.Locks) > 1, HoldLimit: c.Limit,

@@ -23,7 +23,7 @@ import (
 )
 
 // patience is how long a script waits for what must happen.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
 	job.AtGate()
