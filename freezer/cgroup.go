@@ -66,6 +66,9 @@ func (c *cgroup) open(spared []int32, proc *procfs) (err error) {
 	}
 	for _, pid := range spared {
 		home, err := cgroupOf(proc, pid)
+		if vanished(err) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("find the cgroup of process %d: %w", pid, err)
 		}

@@ -84,6 +84,10 @@
 // ask; processes at the thaw. A file system that somebody else thaws and freezes again
 // within that second is taken for the guard's own.
 //
-// Process numbers are those of our pid namespace, in which /proc has to be. Freezing
-// takes root.
+// Process numbers are those of our pid namespace, in which /proc has to be. Guards of other
+// pid namespaces, as of containers, that use the same directory are known by the locks of their
+// journals: what file systems and cgroups they have frozen is refused, thawed and recovered
+// like that of others; processes are left to who can see them. A guard ends with its pid
+// namespace: what it has frozen is thawed then by who watches over the directory, as an
+// [Executor] does, or by the next who starts a guard there. Freezing takes root.
 package freezer

@@ -351,10 +351,11 @@ func holders(dir string, f *fileSystem) ([]holder, error) {
 		// somebody may be asking for it to recover.
 		err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 		rec, rerr := readRecord(file)
-		_ = file.Close()
-		if (rerr == nil || errors.Is(rerr, errJournal)) && rec.Boot == bootID() && rec.PIDNS == pidNamespace() && slices.ContainsFunc(rec.entries, f.is) {
+		if (rerr == nil || errors.Is(rerr, errJournal)) && rec.Boot == bootID() && slices.ContainsFunc(rec.entries, f.is) {
+			rec.locate(file)
 			found = append(found, holder{rec, err == nil})
 		}
+		_ = file.Close()
 	}
 	return found, nil
 }

@@ -63,12 +63,11 @@ func openMounted(mounts []mount, point string, e *entry) (*fileSystem, error) {
 // mounted for a moment, where nobody sees it (fsmount(2)).
 func thawUnmounted(e *entry) (bool, error) {
 	fstype, source, _ := strings.Cut(e.source, " ")
-	// A device that nobody uses has no file system that could be frozen.
-	dev, err := unix.Open(source, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-	if err != unix.EBUSY {
-		if err == nil {
-			_ = unix.Close(dev)
-		}
+	used, err := inUse(source, e.inode)
+	if err != nil {
+		return false, fmt.Errorf("thaw the %s of %s, which is not mounted here; mount it, or try again where it is mounted: %w", fstype, OneLine(source), err)
+	}
+	if !used {
 		return false, nil
 	}
 	var failed error
@@ -86,6 +85,43 @@ func thawUnmounted(e *entry) (bool, error) {
 		return err == nil, err
 	}
 	return false, fmt.Errorf("thaw %s, which is not mounted here; mount it and try again: %w", source, failed)
+}
+
+// inUse says whether anybody has mounted a device: one that nobody uses has no file system
+// that could be frozen. The error is for who cannot know it, as by a /dev of its own.
+func inUse(source string, dev uint64) (bool, error) {
+	var st unix.Stat_t
+	err := unix.Stat(source, &st)
+	onDevice := unix.Major(dev) != 0 // that of a btrfs has no number of its device
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT != unix.S_IFBLK:
+		return false, errors.New("that is no device")
+	case err == nil && onDevice && st.Rdev != dev:
+		return false, fmt.Errorf("that is device %d:%d here, and it is on %d:%d",
+			unix.Major(st.Rdev), unix.Minor(st.Rdev), unix.Major(dev), unix.Minor(dev))
+	case err == unix.ENOENT && onDevice && removed(dev):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	fd, err := unix.Open(source, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	switch err {
+	case nil:
+		return false, unix.Close(fd)
+	case unix.EBUSY:
+		return true, nil
+	case unix.ENXIO, unix.ENODEV, unix.ENOMEDIUM: // it has gone
+		return false, nil
+	}
+	return false, err
+}
+
+// removed says whether it is certain that the kernel has no such device any more.
+func removed(dev uint64) bool {
+	const all = "/sys/dev/block"
+	var st unix.Stat_t
+	return unix.Stat(all, &st) == nil &&
+		unix.Stat(fmt.Sprintf("%s/%d:%d", all, unix.Major(dev), unix.Minor(dev)), &st) == unix.ENOENT
 }
 
 // mountNowhere returns the root directory of a mount that ends when it is closed.

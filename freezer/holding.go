@@ -58,7 +58,9 @@ type host struct {
 // guards are those that must not be frozen.
 func (h *host) guards() (all []process) {
 	for i := range h.others {
-		all = append(all, h.others[i].Guard)
+		if !h.others[i].unseen { // else it is not in our process table
+			all = append(all, h.others[i].Guard)
+		}
 	}
 	return all
 }

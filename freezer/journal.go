@@ -53,6 +53,7 @@ type record struct {
 	Until     time.Duration `json:"until"`          // on CLOCK_BOOTTIME; 0 is never
 
 	entries []entry
+	unseen  bool // the guard is in a pid namespace that cannot be seen from ours
 }
 
 // process is a process of this boot and pid namespace.
@@ -260,6 +261,9 @@ func createLocked(path string, text []byte) (*os.File, error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}) // see guarded
+	}
+	if err == nil {
 		_, err = f.Write(text)
 	}
 	if err == nil {
@@ -334,7 +338,8 @@ func Dir() string {
 	return filepath.Join(places[0], "freezer")
 }
 
-// records reads the journals of a directory whose guards live.
+// records reads the journals of a directory whose guards live, in whatever pid namespace:
+// what they have frozen beside processes is everybody's.
 func records(dir string) ([]record, error) {
 	all, err := filepath.Glob(filepath.Join(dir, "*"+journalEnd))
 	if err != nil {
@@ -349,7 +354,8 @@ func records(dir string) ([]record, error) {
 		}
 		if !orphaned(f) {
 			rec, err := readRecord(f)
-			if err == nil && rec.Boot == bootID() && rec.PIDNS == pidNamespace() {
+			if err == nil && rec.Boot == bootID() {
+				rec.locate(f)
 				found = append(found, rec)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 
@@ -24,6 +25,7 @@ type stat struct {
 	flags                uint32
 	threads              int32
 	start                uint64 // clock ticks since boot
+	guard                bool   // it is called as guards are
 }
 
 var errStat = errors.New("not the text of proc_pid_stat(5)")
@@ -40,6 +42,7 @@ func parseStat(text []byte) (s stat, err error) {
 		return s, errStat
 	}
 	s.pid = int32(pid)
+	s.guard = bytes.HasSuffix(text[:end], []byte(" ("+guardName))
 	rest := text[end+1:]
 	for field := 3; field <= 22; field++ {
 		for len(rest) > 0 && rest[0] == ' ' {
@@ -224,6 +227,17 @@ func (p *procfs) text(pid int32, name string) ([]byte, error) {
 	buf := make([]byte, 4<<10)
 	n, err := unix.Read(fd, buf)
 	return buf[:max(n, 0)], err
+}
+
+// whole reads a file of the system, of so many bytes at most.
+func (p *procfs) whole(name string, most int64) ([]byte, error) {
+	fd, err := unix.Openat(p.fd, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // name is what the process calls itself (proc_pid_comm(5)).

@@ -25,6 +25,8 @@ type Recovered struct {
 	FileSystems int `json:"filesystems,omitempty"`
 }
 
+const nothing = "nothing"
+
 // String says in few words what was thawed.
 func (r *Recovered) String() string {
 	var parts []string
@@ -37,7 +39,7 @@ func (r *Recovered) String() string {
 	count(r.Cgroups, "cgroup", "cgroups")
 	count(r.FileSystems, "file system", "file systems")
 	if len(parts) == 0 {
-		return "nothing"
+		return nothing
 	}
 	return strings.Join(parts, ", ")
 }
@@ -50,10 +52,12 @@ func plural(n int, one, more string) string {
 }
 
 // Recover undoes what guards have left that were killed, by the journals in a
-// directory; "" is [Dir]. What another boot or another pid namespace has left is not
-// touched, and no process that has got the number of one that was frozen. A journal of
-// another boot is removed, and one that is damaged as well, when all that could be
-// understood of it has been done: the error says so.
+// directory; "" is [Dir]. File systems and cgroups are thawed whatever pid namespace the
+// guard was in, processes in ours alone: the others have numbers that mean nothing here.
+// What another boot has left is not touched, and no process that has got the number of one
+// that was frozen. A journal of another boot is removed, and one that is damaged as well,
+// when all that could be understood of it has been done: the error says so. What cannot be
+// thawed stays in its journal.
 func Recover(dir string) (done []Recovered, err error) {
 	if dir == "" {
 		dir = Dir()
@@ -90,6 +94,10 @@ func recoverOne(path string) (*Recovered, error) {
 			return nil, nil
 		}
 		if time.Now().After(until) {
+			// Of another pid namespace a guard may be of a version that guarded cannot see.
+			if rec, err := readRecord(io.NewSectionReader(f, 0, maxJournal)); err == nil && rec.foreign() {
+				return nil, nil
+			}
 			return nil, fmt.Errorf("somebody is at work on %s and does not end", path)
 		}
 		// Somebody else is at it. When we return it is to be done.
@@ -103,86 +111,133 @@ func recoverOne(path string) (*Recovered, error) {
 	if err != nil && !errors.Is(err, errJournal) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
+	r := &Recovered{ID: rec.ID, Guard: int(rec.Guard.pid), Since: rec.Since}
+	if rec.Boot == bootID() {
+		left, uerr := undo(&rec, r)
+		if len(left) > 0 {
+			if len(left) < len(rec.entries) {
+				// What somebody freezes from now on of the rest is not ours to thaw.
+				uerr = errors.Join(uerr, rec.shorten(path, left))
+			}
+			if uerr == nil && r.String() == nothing {
+				return nil, nil
+			}
+			return r, uerr // the journal stays
+		}
+	}
 	if err != nil {
 		err = fmt.Errorf("%s was removed: %w", path, err)
-	}
-	sameBoot := rec.Boot == bootID()
-	if sameBoot && rec.PIDNS != pidNamespace() {
-		return nil, err
-	}
-	r := &Recovered{ID: rec.ID, Guard: int(rec.Guard.pid), Since: rec.Since}
-	if sameBoot {
-		if uerr := undo(rec.entries, r); uerr != nil {
-			return r, errors.Join(err, uerr) // the journal stays
-		}
 	}
 	_ = os.Remove(strings.TrimSuffix(path, journalEnd) + socketEnd)
 	return r, errors.Join(err, os.Remove(path))
 }
 
-// guarded says whether the guard lives that has begun a journal, or is about to.
+// guarded says whether the guard lives that has begun a journal, or is about to. Nobody
+// else has the lock of its open file description (fcntl_locking(2)), which can be seen from
+// every pid namespace.
 func guarded(f *os.File) bool {
-	rec, err := readRecord(io.NewSectionReader(f, 0, maxJournal))
-	if err != nil {
-		return true // it has not been written yet
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock) != nil || lock.Type != unix.F_UNLCK {
+		return true
 	}
-	if rec.Boot != bootID() || rec.PIDNS != pidNamespace() {
-		return true // as far as can be seen from here
+	rec, err := readRecord(io.NewSectionReader(f, 0, maxJournal))
+	if err != nil || rec.Boot != bootID() || rec.foreign() {
+		return false
 	}
 	proc, err := openProc()
 	if err != nil {
 		return true
 	}
 	defer proc.close()
-	s, err := proc.stat(rec.Guard.pid)
+	s, err := proc.stat(rec.Guard.pid) // of a version without that lock
 	return err == nil && !s.ended() && s.start == rec.Guard.start
 }
 
-// undo undoes the entries of a journal, the last first.
-func undo(entries []entry, r *Recovered) error {
+// undo undoes the entries of a journal, the last first. left are those that it could not,
+// with an error, and the processes of another pid namespace, without.
+func undo(rec *record, r *Recovered) (left []entry, failed error) {
 	proc, err := openProc()
 	if err != nil {
-		return err
+		return rec.entries, err
 	}
 	defer proc.close()
-	var failed error
-	for _, e := range slices.Backward(entries) {
-		switch e.kind {
-		case entryPID:
-			fds, s, err := proc.pin(e.pid)
-			if err != nil {
-				if !vanished(err) {
-					failed = errors.Join(failed, fmt.Errorf("open process %d: %w", e.pid, err))
-				}
-				continue
-			}
-			if s.start == e.start {
-				if err := unix.PidfdSendSignal(fds.pidfd, unix.SIGCONT, nil, 0); err != nil && err != unix.ESRCH {
-					failed = errors.Join(failed, fmt.Errorf("continue process %d: %w", e.pid, err))
-				}
-				r.Processes++
-			}
-			fds.close()
-		case entryCgroup:
-			c, err := openCgroup(e.path, nil, proc)
-			if err != nil {
-				if !errors.Is(err, ErrNoTarget) {
-					failed = errors.Join(failed, err)
-				}
-				continue
-			}
-			if c.changed = c.inode == e.inode; c.changed {
-				failed = errors.Join(failed, c.thaw())
-				r.Cgroups++
-			}
-			c.close()
-		case entryFS:
-			thawed, err := undoFS(&e)
-			failed = errors.Join(failed, err)
-			if thawed {
-				r.FileSystems++
+	extinct := rec.foreign() && proc.extinct(rec.PIDNS)
+	for _, e := range slices.Backward(rec.entries) {
+		switch {
+		case e.kind == entryPID && extinct:
+		case e.kind == entryPID && rec.foreign():
+			left = append(left, e)
+		default:
+			if err := e.undo(proc, r); err != nil {
+				failed = errors.Join(failed, err)
+				left = append(left, e)
 			}
 		}
 	}
-	return failed
+	slices.Reverse(left)
+	return left, failed
+}
+
+// undo undoes one entry.
+func (e *entry) undo(proc *procfs, r *Recovered) error {
+	switch e.kind {
+	case entryPID:
+		fds, s, err := proc.pin(e.pid)
+		if vanished(err) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", e.pid, err)
+		}
+		defer fds.close()
+		if s.start != e.start {
+			return nil
+		}
+		if err := unix.PidfdSendSignal(fds.pidfd, unix.SIGCONT, nil, 0); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("continue process %d: %w", e.pid, err)
+		}
+		r.Processes++
+	case entryCgroup:
+		c, err := openCgroup(e.path, nil, proc)
+		if errors.Is(err, ErrNoTarget) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		if c.changed = c.inode == e.inode; c.changed {
+			if err := c.thaw(); err != nil {
+				return err
+			}
+			r.Cgroups++
+		}
+	case entryFS:
+		thawed, err := undoFS(e)
+		if err != nil {
+			return err
+		}
+		if thawed {
+			r.FileSystems++
+		}
+	}
+	return nil
+}
+
+// shorten leaves in a journal what is still to be undone. The caller has its lock.
+func (r *record) shorten(path string, left []entry) error {
+	text, err := marshalRecord(r)
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		text = e.append(text)
+	}
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		return fmt.Errorf("shorten a journal: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("shorten a journal: %w", err)
+	}
+	return nil
 }

@@ -19,7 +19,7 @@ import (
 type Guard struct {
 	dir     string
 	sock    *packets
-	pidfd   int
+	pidfd   int         // -1 for one that cannot be seen from our pid namespace
 	waking  sync.Mutex  // of pidfd, until it is closed and -1
 	id      string      // of the freeze, known once it is prepared
 	stays   atomic.Bool // the freeze does, when this end is closed
@@ -130,23 +130,29 @@ func Adopt(dir, id string) (*Guard, error) {
 		if found[i].ID != id {
 			continue
 		}
-		proc, err := openProc()
-		if err != nil {
-			return nil, err
+		fds := unpinned
+		if !found[i].unseen {
+			proc, err := openProc()
+			if err != nil {
+				return nil, err
+			}
+			defer proc.close()
+			var s stat
+			if fds, s, err = proc.pin(found[i].Guard.pid); err != nil || s.start != found[i].Guard.start {
+				fds.close()
+				break
+			}
+			_ = unix.Close(fds.stat)
 		}
-		defer proc.close()
-		fds, s, err := proc.pin(found[i].Guard.pid)
-		if err != nil || s.start != found[i].Guard.start {
-			fds.close()
-			break
-		}
-		_ = unix.Close(fds.stat)
 		sock, err := connect(filepath.Join(dir, id+socketEnd))
 		if err != nil {
-			_ = unix.Close(fds.pidfd)
+			if fds.pidfd >= 0 {
+				_ = unix.Close(fds.pidfd)
+			}
 			return nil, err
 		}
 		g := newGuard(dir, sock, fds.pidfd)
+		g.id = id
 		g.stays.Store(true)
 		return g, nil
 	}
@@ -234,9 +240,12 @@ func (r *record) state() State {
 		}
 	}
 	proc, err := openProc()
-	if err == nil {
+	s.Detached = r.Detach // more cannot be known of other pid namespaces
+	if err == nil && !r.foreign() {
 		st, err := proc.stat(r.Requester.pid)
 		s.Detached = err != nil || st.ended() || st.start != r.Requester.start
+	}
+	if err == nil {
 		proc.close()
 	}
 	for _, e := range r.entries {
@@ -258,7 +267,9 @@ func (g *Guard) listen() {
 	defer func() {
 		g.waking.Lock()
 		defer g.waking.Unlock()
-		_ = unix.Close(g.pidfd)
+		if g.pidfd >= 0 {
+			_ = unix.Close(g.pidfd)
+		}
 		g.pidfd = -1
 	}()
 	var refusal error
@@ -292,6 +303,9 @@ func (g *Guard) listen() {
 // bury does the work of a guard that has ended without having done it. refusal is
 // what it has said last, if it had an end to announce.
 func (g *Guard) bury(refusal error) error {
+	if g.pidfd < 0 {
+		return g.buryUnseen()
+	}
 	polls := []unix.PollFd{{Fd: int32(g.pidfd), Events: unix.POLLIN}}
 	for until := time.Now().Add(guardPatience); ; {
 		n, err := unix.Poll(polls, int(guardPatience/time.Millisecond))
@@ -310,6 +324,19 @@ func (g *Guard) bury(refusal error) error {
 		return refusal
 	}
 	return ErrGuardLost
+}
+
+// buryUnseen is bury for a guard whose end shows in its journal alone.
+func (g *Guard) buryUnseen() error {
+	for until := time.Now().Add(guardPatience); ; time.Sleep(lockPause) {
+		_, err := Recover(g.dir)
+		if _, gone := os.Stat(filepath.Join(g.dir, g.id+journalEnd)); errors.Is(gone, os.ErrNotExist) {
+			return ErrGuardLost
+		}
+		if time.Now().After(until) {
+			return errors.Join(fmt.Errorf("%w, or hangs: it has closed its socket, and its journal is there", ErrGuardLost), err)
+		}
+	}
 }
 
 // ask sends a message and waits for the answer.

@@ -36,6 +36,9 @@ var roles = map[string]func([]string){
 	"fs":         playFS,
 	"fsholder":   playFSHolder,
 	"executor":   playExecutor,
+	"contained":  playContained,
+	"blind":      playBlind,
+	"inner":      playInner,
 	"weak":       playWeak,
 	"witness":    playWitness,
 }

@@ -60,6 +60,9 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 					s.listed = append(s.listed, st.pid)
 				}
 				s.named[st.pid] = st.start
+				if s.proc.isGuard(&st) {
+					s.spared[st.pid] = st.start
+				}
 			}
 		case KindSession:
 			if !s.populated(t.PIDs[0]) {
@@ -75,7 +78,7 @@ func (s *scope) read(o *Order, requester int, guards []process) error {
 			s.spared[st.pid] = st.start
 		}
 	}
-	for _, g := range guards {
+	for _, g := range append(guards, s.proc.holding()...) {
 		s.spared[g.pid] = g.start
 	}
 	for pid := int32(requester); pid > 1 && !o.Ancestors; {
@@ -207,7 +210,7 @@ func (s *scope) sparedNumbers() []int32 { return slices.Sorted(maps.Keys(s.spare
 // sparing says whether a process has to run on.
 func (s *scope) sparing(p *stat) bool {
 	start, ok := s.spared[p.pid]
-	return p.flags&kernelThread != 0 || p.pid == 1 || ok && start == p.start
+	return p.flags&kernelThread != 0 || p.pid == 1 || ok && start == p.start || s.proc.isGuard(p)
 }
 
 // pinned are two descriptors that are for one process, whoever has its number later:

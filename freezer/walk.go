@@ -429,6 +429,9 @@ func (w *walk) checkHeld(guards []record) error {
 		return nil
 	}
 	for i := range guards {
+		if guards[i].foreign() {
+			continue // its numbers are of others
+		}
 		held := map[int32]uint64{}
 		for _, e := range guards[i].entries {
 			if e.kind == entryPID {

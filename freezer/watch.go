@@ -21,6 +21,7 @@ type watch struct {
 
 	mu      sync.Mutex
 	guards  map[string]*os.File // pidfds, by the freeze's id
+	unseen  bool                // there are others, in pid namespaces that cannot be seen from ours
 	closing chan struct{}
 	once    sync.Once
 	work    sync.WaitGroup
@@ -59,8 +60,13 @@ func (w *watch) wake() {
 		case <-tick.C:
 		}
 		w.mu.Lock()
-		none := len(w.guards) == 0
+		none, unseen := len(w.guards) == 0, w.unseen
 		w.mu.Unlock()
+		if unseen { // nothing tells of their end
+			if err := w.scan(); err != nil {
+				w.log("cannot watch over the guards of this host", "error", err)
+			}
+		}
 		if none {
 			continue
 		}
@@ -152,9 +158,14 @@ func (w *watch) find() error {
 		return nil
 	default:
 	}
+	w.unseen = false
 	for i := range found {
 		r := &found[i]
 		if w.guards[r.ID] != nil {
+			continue
+		}
+		if r.unseen {
+			w.unseen = true
 			continue
 		}
 		fd, err := unix.PidfdOpen(int(r.Guard.pid), unix.PIDFD_NONBLOCK)
