@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -117,11 +118,19 @@ const protectVariable = "FREEZER_PROTECT"
 // without.
 var vital = []string{"/", "/usr", "/var", "/run", "/tmp"}
 
+// protectDepth is how deep file systems may be kept in one another.
+const protectDepth = 8
+
 // protected maps the numbers of file systems that must not be frozen to one of the
 // directories for which they must not. By number, no bind mount gets around it.
 func protected(mounts []mount, more []string) (map[uint64]string, error) {
-	dirs := append(append([]string{}, vital...), filepath.SplitList(os.Getenv(protectVariable))...)
-	dirs = append(dirs, more...)
+	named := filepath.SplitList(os.Getenv(protectVariable))
+	for _, dir := range named {
+		if !filepath.IsAbs(dir) {
+			return nil, fmt.Errorf("%w: %s: %q is no absolute path", ErrOrder, protectVariable, dir)
+		}
+	}
+	dirs := slices.Concat(vital, named, more)
 	swaps, err := os.ReadFile("/proc/swaps")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -133,9 +142,12 @@ func protected(mounts []mount, more []string) (map[uint64]string, error) {
 	}
 	set := map[uint64]string{}
 	for _, dir := range dirs {
-		if err := protect(set, mounts, dir, dir, 8); err != nil {
+		if err := protect(set, mounts, dir, dir, protectDepth); err != nil {
 			return nil, fmt.Errorf("protect %s: %w", OneLine(dir), err)
 		}
+	}
+	if err := protectServers(set, mounts); err != nil {
+		return nil, fmt.Errorf("protect the files of lockerd: %w", err)
 	}
 	return set, nil
 }
@@ -154,30 +166,65 @@ func protect(set map[uint64]string, mounts []mount, path, why string, depth int)
 	if err != nil {
 		return err
 	}
+	defer unix.Close(fd)
 	m, _, _, err := find(mounts, fd)
-	_ = unix.Close(fd)
 	if err != nil {
 		return err
 	}
+	return protectMount(set, mounts, m, fd, why, depth)
+}
+
+// protectMount adds the file system of a mount, and those that it is kept in. fd is for
+// something in it.
+func protectMount(set map[uint64]string, mounts []mount, m *mount, fd int, why string, depth int) error {
 	if _, known := set[m.dev]; !known {
 		set[m.dev] = why
 	}
 	if depth == 0 {
 		return nil
 	}
-	inside := ""
-	if image, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/loop/backing_file", unix.Major(m.dev), unix.Minor(m.dev))); err == nil {
-		inside = strings.TrimSuffix(string(image), "\n")
-	}
 	if m.fstype == "overlay" {
-		for o := range strings.SplitSeq(m.super, ",") {
-			if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
-				inside = unescape(upper)
-			}
+		return protectUpper(set, mounts, m, fd, why, depth)
+	}
+	image, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/loop/backing_file", unix.Major(m.dev), unix.Minor(m.dev)))
+	if inside := strings.TrimSuffix(string(image), "\n"); err == nil && filepath.IsAbs(inside) {
+		return protect(set, mounts, inside, why, depth-1)
+	}
+	return nil
+}
+
+// protectUpper adds the file system that an overlay writes to. Its lower ones it only reads,
+// which goes on. The name of the upper directory may be one of another mount namespace, or
+// of a working directory that nobody knows; but the overlay has the size of its upper file
+// system (statfs(2)), and so whatever has the same size counts if the name is of no use.
+func protectUpper(set map[uint64]string, mounts []mount, m *mount, fd int, why string, depth int) error {
+	upper := ""
+	for o := range strings.SplitSeq(m.super, ",") {
+		if u, ok := strings.CutPrefix(o, "upperdir="); ok {
+			upper = unescape(u)
 		}
 	}
-	if filepath.IsAbs(inside) {
-		return protect(set, mounts, inside, why, depth-1)
+	var whole, part unix.Statfs_t
+	if upper == "" {
+		return nil
+	}
+	if err := unix.Fstatfs(fd, &whole); err != nil {
+		return fmt.Errorf("look at the overlay at %s: %w", OneLine(m.point), err)
+	}
+	same := func() bool { return part.Blocks == whole.Blocks && part.Bsize == whole.Bsize }
+	if filepath.IsAbs(upper) && unix.Statfs(upper, &part) == nil && same() {
+		return protect(set, mounts, upper, why, depth-1)
+	}
+	for i := range mounts {
+		on := &mounts[i]
+		if _, known := set[on.dev]; known || strings.HasPrefix(on.fstype, "fuse") || !onDevice(on.fstype) {
+			continue
+		}
+		if unix.Statfs(on.point, &part) == nil && same() {
+			if err := protectMount(set, mounts, on, -1, why, depth-1); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ var roles = map[string]func([]string){
 	"contained":  playContained,
 	"blind":      playBlind,
 	"inner":      playInner,
+	"server":     playServer,
 	"weak":       playWeak,
 	"witness":    playWitness,
 }
