@@ -131,6 +131,9 @@ func ThawFS(ctx context.Context, mount string) error {
 		return err
 	}
 	f, err := openFS(mounts, mount)
+	if errors.Is(err, ErrNotMounted) {
+		return fmt.Errorf("%w%s", err, heldOnce(mount))
+	}
 	if err != nil {
 		return err
 	}
@@ -174,19 +177,62 @@ func (f *fileSystem) dismiss(ctx context.Context) (found bool, err error) {
 		case err != nil:
 			return true, err
 		}
-		stop := context.AfterFunc(ctx, g.Close)
-		err = g.Thaw()
-		if !stop() {
-			return true, context.Cause(ctx)
-		}
-		if errors.Is(err, ErrBroken) {
-			return true, fmt.Errorf("%w: %w", ErrNotFrozen, err)
-		}
-		if err != nil && !errors.Is(err, ErrThawed) && !errors.Is(err, ErrDeadline) && !errors.Is(err, ErrGuardLost) {
+		if err := g.dismiss(ctx); err != nil {
 			return true, err
 		}
 		found = true
 	}
+}
+
+// dismiss thaws, whoever is faster. The guard was adopted.
+func (g *Guard) dismiss(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, g.Close)
+	err := g.Thaw()
+	switch {
+	case !stop():
+		return context.Cause(ctx)
+	case errors.Is(err, ErrBroken):
+		return fmt.Errorf("%w: %w", ErrNotFrozen, err)
+	case errors.Is(err, ErrThawed), errors.Is(err, ErrDeadline), errors.Is(err, ErrGuardLost):
+		return nil
+	}
+	return err
+}
+
+// heldOnce is a word on what a guard holds of what was mounted at a path before; empty if
+// nothing.
+func heldOnce(path string) string {
+	found, err := records(Dir())
+	if err != nil {
+		return ""
+	}
+	for i := range found {
+		if slices.ContainsFunc(found[i].entries, func(e entry) bool { return e.kind == entryFS && e.path == path }) {
+			return fmt.Sprintf("; guard %d holds what was mounted there: thawfs --id %s thaws it", found[i].Guard.pid, found[i].ID)
+		}
+	}
+	return ""
+}
+
+// ThawID ends the freeze that has an ID in its [State], and does the work of its guard if
+// that was killed. So it thaws a file system that ThawFS cannot, as it is mounted nowhere any
+// more (umount2(2) with MNT_DETACH). The error is [ErrNotFrozen] if there is no such freeze.
+func ThawID(ctx context.Context, id string) error {
+	if os.Geteuid() != 0 {
+		return ErrPermission
+	}
+	g, err := Adopt("", id)
+	if err == nil {
+		return g.dismiss(ctx)
+	}
+	if !errors.Is(err, ErrThawed) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
+		return err
+	}
+	done, err := Recover("")
+	if slices.ContainsFunc(done, func(r Recovered) bool { return r.ID == id }) || err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: no guard has a freeze %s", ErrNotFrozen, OneLine(id))
 }
 
 // FSState says whether a file system is frozen, and who has done it.

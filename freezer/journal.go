@@ -298,12 +298,19 @@ func (j *journal) remove() error {
 // openDir makes sure that a directory for journals exists, is ours alone, and is in
 // memory: where a frozen file system could be written to, nothing would ever be
 // thawed.
-func openDir(dir string) (string, error) {
+func openDir(dir string) (_ string, err error) {
 	if !filepath.IsAbs(dir) {
 		return "", fmt.Errorf("%w: the directory %q for journals is not absolute", ErrOrder, dir)
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("make the directory for journals: %w", err)
+	switch merr := os.Mkdir(dir, 0o700); {
+	case merr == nil:
+		defer func() {
+			if err != nil {
+				_ = os.Remove(dir)
+			}
+		}()
+	case !errors.Is(merr, os.ErrExist):
+		return "", fmt.Errorf("make the directory for journals: %w", merr)
 	}
 	var st unix.Stat_t
 	var fs unix.Statfs_t

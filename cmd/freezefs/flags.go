@@ -35,8 +35,14 @@ MOUNT is a directory; a file that something is mounted on is none.
 All mounts and subvolumes of a file system are frozen with it. A guard process holds
 the freeze: until the thaw nothing can be unmounted, and if the guard is killed,
 thawfs thaws, or at once lockerd with --executors. /, /usr, /var, /run and /tmp, the
-file systems of swap files and of lockerd's data cannot be frozen, nor can what has
-no device, such as tmpfs and nfs.
+file systems of swap files and of lockerd's data, which are those that processes
+called lockerd write to, cannot be frozen, nor can what has no device, such as tmpfs
+and nfs.
+
+The guard ends with its pid namespace, as of a container, and with its systemd unit or
+login session: what it held is thawed then, in a container at once only if lockerd with
+--executors uses the same directory for guards, else by the next who freezes, or thawfs.
+The first process of a pid namespace has to --wait.
 
 Options:
 `
@@ -59,18 +65,19 @@ Exit status:
    64  wrong usage
    65  it cannot be known whether it is frozen
    66  it is not mounted
-   69  the file system cannot be frozen
+   69  the file system cannot be frozen, or not by the first process of a pid namespace
    70  internal error, or one of the device
    71  not enough memory
    74  it cannot be said that it is frozen, as the output cannot be written: nothing is
        (but >/dev/null will do)
    75  it is frozen already; or the time was up, or a signal came, before it was
+   76  with --wait: it was thawed before its time, by somebody else than thawfs
    77  only root may freeze; or this file system must not be frozen
 `
 
 type options struct {
 	getopt.Standard
-	query        bool
+	query, wait  bool
 	timeout      string
 	protect      []string
 	dryRun, json bool
@@ -80,11 +87,12 @@ type options struct {
 func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("freezefs", pflag.ContinueOnError)
 	fs.SortFlags = false
-	fs.BoolVarP(&o.query, "query", "q", false, "say whether they are frozen, and change nothing")
+	fs.BoolVarP(&o.query, "query", "q", false, "say whether they are frozen, and change nothing but to wake a guard that somebody has stopped")
 	fs.StringVarP(&o.timeout, "timeout", "t", "0", "thaw after so many whole `SECONDS`; 0 is the default, less than 0 never")
+	fs.BoolVar(&o.wait, "wait", false, "return only when they are thawed; its end, also by a signal, thaws them")
 	fs.StringArrayVar(&o.protect, "protect", nil, "refuse the file system of this `DIRECTORY`; may be given several times")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be frozen, in this order, and freeze nothing")
-	fs.BoolVar(&o.json, "json", false, "print in JSON")
+	fs.BoolVar(&o.json, "json", false, "print in JSON; times are in nanoseconds")
 	o.Add(fs)
 	return fs
 }
@@ -98,12 +106,14 @@ func parse(args []string) (*options, error) {
 		return o, err
 	case o.query && o.dryRun:
 		return nil, errors.New("--query and --dry-run exclude each other")
+	case o.query && o.wait:
+		return nil, errors.New("--query and --wait exclude each other")
 	}
 	mounts, err := freezing.Mounts(words)
 	if err != nil {
 		return nil, err
 	}
-	o.order = freezer.Order{Detach: true}
+	o.order = freezer.Order{Detach: !o.wait}
 	seconds, err := strconv.Atoi(o.timeout)
 	if err != nil || seconds > 1_000_000_000 {
 		return nil, fmt.Errorf("--timeout %s: not a whole number of seconds up to 1000000000", o.timeout)

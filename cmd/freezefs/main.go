@@ -20,8 +20,12 @@ import (
 var version = "2.0"
 
 var program = getopt.Program{
-	Name: "freezefs", Version: version, Usage: usage, UsageEnd: usageEnd, Statuses: freezing.Statuses,
+	Name: "freezefs", Version: version, Usage: usage, UsageEnd: usageEnd,
+	Statuses: append([]getopt.Status{{Of: errFirst, Code: freezing.ExitUnsupported}}, freezing.Statuses...),
 }
+
+// errFirst is for the first process of a pid namespace, which takes its guard with it.
+var errFirst = errors.New("this is the first process of its pid namespace, which ends with it, and so would the guard: --wait stays until the thaw")
 
 func main() {
 	freezer.AtGuard()
@@ -37,6 +41,8 @@ func run(args []string) int {
 		return program.Answer(o.Standard, flags(&options{}))
 	case o.query:
 		return query(o)
+	case !o.wait && os.Getpid() == 1:
+		return program.Complain(errFirst)
 	case o.dryRun:
 		return survey(o)
 	}
@@ -68,10 +74,14 @@ func freeze(ctx context.Context, o *options) int {
 	if err != nil {
 		return program.Complain(err)
 	}
+	state.Detached = o.order.Detach // as soon as we have gone
 	said := make(chan error, 1)
 	go func() { said <- tell(o, &report, &state) }()
 	select {
 	case err = <-said:
+		if err == nil && o.wait {
+			return wait(ctx, guard)
+		}
 		if err == nil {
 			return 0
 		}
@@ -87,6 +97,25 @@ func freeze(ctx context.Context, o *options) int {
 		return interrupted()
 	}
 	return program.Complain(fmt.Errorf("%w; nothing is frozen", err))
+}
+
+// wait returns when everything is thawed. A signal is a way to ask for that.
+func wait(ctx context.Context, guard *freezer.Guard) int {
+	var err error
+	select {
+	case <-guard.Done():
+		err = guard.Err()
+	case <-ctx.Done():
+		err = guard.Thaw()
+	}
+	// Thawed by thawfs it is ErrThawed itself; with more words it was not meant to end yet.
+	if err == nil || err == freezer.ErrThawed || errors.Is(err, freezer.ErrDeadline) {
+		return 0
+	}
+	if code := program.Complain(err); errors.Is(err, freezer.ErrNotThawed) {
+		return code
+	}
+	return freezing.ExitThawed
 }
 
 func interrupted() int {

@@ -24,6 +24,7 @@ var program = getopt.Program{
 const usage = `thawfs - thaw file systems
 
 Usage: thawfs [OPTION]... MOUNT...
+       thawfs [--json] --id ID...
 
 Thaws what freezefs has frozen, and all that was frozen with it; what a guard has left
 that was killed; and what others have frozen, as fsfreeze and xfs_freeze do.
@@ -32,6 +33,8 @@ Examples:
   thawfs /oracle
   thawfs /data /data/log
   thawfs --dry-run /oracle   what would be thawed
+  thawfs --id 91f3a0c2d4e5b677   what was unmounted meanwhile (umount -l); the ID is one
+                                 of freezethaw --list
 
 Options:
 `
@@ -61,12 +64,13 @@ var errNoRight = fmt.Errorf("%w, and see what is frozen", freezing.ErrThaw)
 type options struct {
 	getopt.Standard
 	dryRun, json bool
-	mounts       []string
+	ids, mounts  []string
 }
 
 func flags(o *options) *pflag.FlagSet {
 	fs := pflag.NewFlagSet("thawfs", pflag.ContinueOnError)
 	fs.SortFlags = false
+	fs.StringSliceVar(&o.ids, "id", nil, "thaw all that was frozen as `ID,...`")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be thawed, and thaw nothing")
 	fs.BoolVar(&o.json, "json", false, "print in JSON")
 	o.Add(fs)
@@ -80,6 +84,10 @@ func parse(args []string) (*options, error) {
 	switch {
 	case err != nil || o.Asked():
 		return o, err
+	case len(o.ids) > 0 && (o.dryRun || len(words) > 0):
+		return nil, errors.New("--id is for itself: neither for a mount nor for --dry-run")
+	case len(o.ids) > 0:
+		return o, nil
 	}
 	o.mounts, err = freezing.Mounts(words)
 	return o, err
@@ -98,12 +106,16 @@ func run(args []string) int {
 	if os.Geteuid() != 0 {
 		return program.Complain(errNoRight)
 	}
+	if len(o.ids) > 0 {
+		return thawIDs(o)
+	}
 	return thaw(o)
 }
 
 // thawed is what has become of a file system.
 type thawed struct {
-	Mount  string `json:"mount"`
+	Mount  string `json:"mount,omitempty"`
+	ID     string `json:"id,omitempty"`
 	Thawed bool   `json:"thawed"` // or would be
 	Error  string `json:"error,omitempty"`
 }
@@ -143,8 +155,29 @@ func thaw(o *options) int {
 			code = max(code, program.Complain(errs[i]))
 		}
 	}
+	return max(code, say(o, all))
+}
+
+// thawIDs thaws freezes, wherever what they hold is mounted.
+func thawIDs(o *options) (code int) {
+	ctx, stop := freezing.Signals()
+	defer stop()
+	all := make([]thawed, len(o.ids))
+	for i, id := range o.ids {
+		err := freezer.ThawID(ctx, id)
+		all[i] = thawed{ID: id, Thawed: err == nil}
+		if err != nil {
+			all[i].Error = err.Error()
+			code = max(code, program.Complain(err))
+		}
+	}
+	return max(code, say(o, all))
+}
+
+// say prints what was thawed.
+func say(o *options, all []thawed) int {
 	if o.json {
-		return max(code, program.Tell(getopt.JSON(all)))
+		return program.Tell(getopt.JSON(all))
 	}
 	var text strings.Builder
 	for _, t := range all {
@@ -152,8 +185,8 @@ func thaw(o *options) int {
 		case t.Thawed && o.dryRun:
 			fmt.Fprintf(&text, "%s: would be thawed\n", freezer.OneLine(t.Mount))
 		case t.Thawed:
-			fmt.Fprintf(&text, "%s: thawed\n", freezer.OneLine(t.Mount))
+			fmt.Fprintf(&text, "%s: thawed\n", freezer.OneLine(t.Mount+t.ID))
 		}
 	}
-	return max(code, program.Tell(text.String()))
+	return program.Tell(text.String())
 }
