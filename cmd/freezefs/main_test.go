@@ -377,3 +377,105 @@ func TestNotRoot(t *testing.T) {
 		}
 	}
 }
+
+// The first process of a pid namespace has to stay, as its guard ends with it.
+func TestContainer(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	inside := []string{"unshare", "--pid", "--fork", "--mount-proc", freezefs, "-t", "2", point}
+	code, out, errs := call(t, inside...)
+	if code != freezing.ExitUnsupported || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "--wait") {
+		t.Errorf("status %d: %q, %q", code, out, errs)
+	}
+	code, out, errs = call(t, append(inside, "--wait", "--json")...)
+	var s freezer.State
+	if err := json.Unmarshal([]byte(out), &s); code != 0 || err != nil || s.Detached {
+		t.Errorf("status %d: %q, %q", code, out, errs)
+	}
+	if code, out, _ := call(t, freezefs, "-q", point); code != 0 || strings.Contains(out, "though") {
+		t.Errorf("it has not waited for the thaw: %q", out)
+	}
+	// A shell there that ends takes a guard with it, and thawfs does its work.
+	must(t, "unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", `"$0" -t 20 "$1"; exit`, freezefs, point)
+	if code, out, _ := call(t, freezefs, "-q", point); code != freezing.ExitFrozen || !strings.Contains(out, "which was killed; thawfs thaws it") {
+		t.Errorf("status %d: %q", code, out)
+	}
+	must(t, thawfs, point)
+}
+
+// With --wait its end is the thaw, and others can end it.
+func TestWait(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	for _, c := range []struct {
+		how  string
+		end  func(*exec.Cmd, *freezer.State)
+		want int
+	}{
+		{"thawfs", func(*exec.Cmd, *freezer.State) { must(t, thawfs, point) }, 0},
+		{"a signal", func(cmd *exec.Cmd, _ *freezer.State) { _ = cmd.Process.Signal(syscall.SIGTERM) }, 0},
+		{"its death", func(cmd *exec.Cmd, _ *freezer.State) { _ = cmd.Process.Kill() }, -1},
+		{"the guard's death", func(_ *exec.Cmd, s *freezer.State) { _ = syscall.Kill(s.Guard, syscall.SIGKILL) }, freezing.ExitThawed},
+	} {
+		cmd := exec.Command(freezefs, "--wait", "--json", "-t", "-1", point)
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s freezer.State
+		if err := json.NewDecoder(out).Decode(&s); err != nil {
+			t.Fatal(err)
+		}
+		c.end(cmd, &s)
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != c.want {
+			t.Errorf("after %s: status %d", c.how, got)
+		}
+		until := time.Now().Add(time.Minute)
+		for code := 1; code != 0; time.Sleep(10 * time.Millisecond) {
+			if code, _, _ = call(t, freezefs, "-q", point); time.Now().After(until) {
+				t.Fatalf("after %s it is frozen", c.how)
+			}
+		}
+	}
+}
+
+// What is mounted nowhere any more is thawed by the freeze's id.
+func TestUnmountedLazily(t *testing.T) {
+	point := newFS(t)
+	freezefs, thawfs := programs()
+	_, out, _ := call(t, freezefs, "--json", "-t", "-1", point)
+	var s freezer.State
+	if err := json.Unmarshal([]byte(out), &s); err != nil || !s.Detached {
+		t.Fatalf("%q: %v", out, err)
+	}
+	must(t, "umount", "-l", point)
+	if code, _, errs := call(t, thawfs, point); code != freezing.ExitNoTarget || !strings.Contains(errs, "thawfs --id "+s.ID) || strings.Count(errs, "\n") != 1 {
+		t.Errorf("status %d: %q", code, errs)
+	}
+	if code, _, errs := call(t, thawfs, "--id", "1"); code != freezing.ExitNotFrozen {
+		t.Errorf("status %d: %q", code, errs)
+	}
+	must(t, thawfs, "--id", s.ID)
+	must(t, "mount", "-o", "loop", filepath.Dir(point)+"/image", point)
+	if code, out, _ := call(t, freezefs, "-q", point); code != 0 {
+		t.Errorf("it is still frozen: %q", out)
+	}
+}
+
+// A directory for guards that is refused is not left behind.
+func TestDirectoryRefused(t *testing.T) {
+	point := newFS(t)
+	freezefs, _ := programs()
+	dir := filepath.Join(point, "run") // on a disk
+	t.Setenv("FREEZER_RUN", dir)
+	if code, _, errs := call(t, freezefs, point); code == 0 || !strings.Contains(errs, "FREEZER_RUN") {
+		t.Errorf("status %d: %q", code, errs)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there: %v", err)
+	}
+}
