@@ -26,7 +26,8 @@ or the one that holds the lock of --lock. It runs on afterwards, unless --stop o
 
 With --suspend it is ended, and its lock is kept for it: nobody gets the lock until lockctl
 restart has started the job again, there or on another node, under a new fence; or until
-lockctl break gives it up. A lockersh whose command that was ends with the status 79.
+lockctl break gives it up. A lockersh whose command that was ends with the status 79. It is
+refused if the job holds another lock too, as it would lose that one.
 
 If anything is refused, or fails, the job runs on as if nothing had been asked. The node
 has to run with --executors checkpoint, and it takes CRIU there. What can be saved is told in
@@ -81,7 +82,12 @@ func (p *program) restartCommand() *cobra.Command {
 		Long: `restart starts a job again from a file on a node. If its lock was suspended, the job gets it
 back, with a new fence, before any of it runs. That is refused if the lock is not kept for
 it any more: if the job lives already, as it has been restarted before, or if somebody has
-broken the lock. The lock ends with the job's eldest process.
+broken the lock; and while it is not known to have ended, as its node was killed before it
+could say so. The lock ends with the job's eldest process. If the restart fails before the
+job is let run, the lock is kept for the file as before.
+
+What was saved without --suspend is restarted by cr_restart on its host, unless it had no
+lock.
 
 The job goes on in the background, as a child of a process that belongs to nobody. The
 node has to run with --executors checkpoint, and it takes CRIU there.`,
