@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a test waits for what must happen.
-const patience = 10 * time.Second
+const patience = time.Minute
 
 // TestMain fails if anything of a Locker outlives it.
 func TestMain(m *testing.M) {

@@ -269,13 +269,13 @@ func TestHTTPOrderEndsWithItsConnection(t *testing.T) {
 // what is attached.
 func TestHTTPOrderOutlastsTimeouts(t *testing.T) {
 	s := newOrderFarm(t)
-	const short = 50 * time.Millisecond
+	const short = time.Second
 	s.serve(s.nodes["n1"], filepath.Join(t.TempDir(), "short"), func(h *http.Server) {
 		h.ReadTimeout, h.WriteTimeout = short, short
 	})
 	next := s.order(t.Context(), "n1", `{"action":"freeze","nodes":["n1"],"attached":true}`)
 	o := until(t, next, "frozen")
-	time.Sleep(4 * short) // the time-outs have to pass
+	time.Sleep(2 * short) // the time-outs have to pass
 	if _, err := s.nodes["n1"].Thaw(t.Context(), ThawRequest{ID: o.ID}, "ann"); err != nil {
 		t.Fatal(err)
 	}

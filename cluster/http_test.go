@@ -313,11 +313,11 @@ func TestHTTPEventsOutlastTimeouts(t *testing.T) {
 	n := &adminFake{fakeNode: newFakeNode(t), events: newFeed(), role: "follower"}
 	s := httptest.NewUnstartedServer(nil)
 	s.Config = NewHTTPServer(n, hclog.NewNullLogger())
-	s.Config.ReadTimeout, s.Config.WriteTimeout = 50*time.Millisecond, 50*time.Millisecond
+	s.Config.ReadTimeout, s.Config.WriteTimeout = time.Second, time.Second
 	s.Start()
 	t.Cleanup(s.Close)
 	next := watch(t, s.URL+"/v1/events")
-	time.Sleep(4 * s.Config.ReadTimeout) // the time-outs have to pass
+	time.Sleep(2 * s.Config.ReadTimeout) // the time-outs have to pass
 	n.events.publish([]fsm.Event{{Kind: fsm.EventGranted, Owner: "late", Locks: []string{"a"}}})
 	if got := next(); !strings.Contains(got, `"late"`) {
 		t.Errorf("got %q after the server's time-outs", got)

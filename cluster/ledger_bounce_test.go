@@ -41,7 +41,7 @@ func (r *unwilling) begin() {
 // await waits until a command has been bounced, or taken, by the route.
 func (r *unwilling) await(t *testing.T, what string, count *int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		r.mu.Lock()
 		n := *count
 		r.mu.Unlock()

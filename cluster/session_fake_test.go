@@ -271,7 +271,7 @@ func dialTest(t testing.TB, addr net.Addr) net.Conn {
 
 // waitUntil waits for what must become true soon.
 func waitUntil(what string, ok func() bool) error {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("waited in vain: %s", what)

@@ -179,7 +179,7 @@ func told(t *testing.T, done <-chan error) time.Duration {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no news")
 	}
 	return time.Since(began)
@@ -288,7 +288,7 @@ func TestAwaitDeathIsPolled(t *testing.T) {
 						n++
 					}
 				}
-				return n == 2
+				return n >= 2
 			})
 			if strings.HasPrefix(name, "another") {
 				r.divert(serve(t, "127.0.0.1", ServerConfig{}))
@@ -296,10 +296,10 @@ func TestAwaitDeathIsPolled(t *testing.T) {
 			c.zombie()
 			began := time.Now()
 			told(t, done)
-			if took := time.Since(began); took > 4*time.Second {
+			if took := time.Since(began); took > 15*time.Second {
 				t.Errorf("it took %v", took)
 			}
-			if n := len(r.seen()); n > 10 {
+			if n := len(r.seen()); n > 40 {
 				t.Errorf("%d datagrams: %q", n, r.seen())
 			}
 		})

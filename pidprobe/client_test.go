@@ -134,7 +134,7 @@ func TestClientGivesUp(t *testing.T) {
 	if v, err := clientOf(1).Exists(t.Context(), "127.0.0.1", 7); v != Unknown || !errors.Is(err, ErrNoAnswer) {
 		t.Errorf("%v, %v", v, err)
 	}
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 4*time.Second {
 		t.Errorf("it takes %v to learn that nobody listens", took)
 	}
 	// Somebody does, and says nothing.
@@ -192,7 +192,7 @@ func TestAwaitDeath(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", host, err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s: no news", host)
 		}
 	}

@@ -37,7 +37,7 @@ func serve(t testing.TB, host string, cfg ServerConfig) *Server {
 			if err != nil {
 				t.Errorf("the server ended: %v", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server does not end")
 		}
 	})

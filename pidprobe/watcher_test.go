@@ -47,7 +47,7 @@ func expect(t *testing.T, dead <-chan Process, want Process) {
 		if p != want {
 			t.Fatalf("%+v reported, want %+v", p, want)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%+v is not reported", want)
 	}
 }
@@ -218,7 +218,7 @@ func TestTenThousand(t *testing.T) {
 				t.Fatalf("%+v reported twice, or never watched", p)
 			}
 			delete(want, p)
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("%d deaths are not reported", len(want))
 		}
 	}
