@@ -45,6 +45,7 @@ func TestOrderKills(t *testing.T) {
 			return ActionFSFreeze, fsSpec(point), func() bool { return frozenFS(t, point) }
 		}
 	}
+	prompt := promptness{}
 	for _, c := range []struct {
 		name string
 		make func(t *testing.T) (action, spec string, frozen func() bool)
@@ -57,37 +58,39 @@ func TestOrderKills(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			needIsolation(t)
-			k := orderKiller{T: t, usual: 100 * time.Millisecond, others: map[int]bool{}}
+			k := orderKiller{T: t, prompt: prompt, usual: 100 * time.Millisecond, others: map[int]bool{}}
 			k.action, k.spec, k.frozen = c.make(t)
 			for _, pid := range allPIDs(t) {
 				k.others[pid] = true
 			}
 			for i := range orderKills(t) {
-				k.round([]func(){k.killExecutor, k.killGuard, k.killBoth}[i%3], i/3%2 == 1)
+				k.round(orderVictims[i%3], []func(){k.killExecutor, k.killGuard, k.killBoth}[i%3], i/3%2 == 1)
 			}
 			if k.held == 0 {
 				t.Error("never was anything frozen")
 			}
-			t.Logf("killed %d times, %d of them when it was frozen; thawed after %v at the latest, %d times after more than 1s",
-				orderKills(t), k.held, k.longest.Round(100*time.Microsecond), k.late)
+			t.Logf("killed %d times, %d of them when it was frozen", orderKills(t), k.held)
 		})
 	}
+	prompt.judge(t, orderVictims...)
 }
+
+var orderVictims = []string{"an executor killed", "a guard killed", "both killed"}
 
 type orderKiller struct {
 	*testing.T
+	prompt       promptness // by what was killed when it was frozen
 	action, spec string
 	frozen       func() bool
 	others       map[int]bool // that live all the time
 	executor     *actor
 	usual        time.Duration // from the order to the freeze
-	held, late   int
-	longest      time.Duration
+	held         int
 }
 
 // round has an order carried out, and kills when it is frozen, or at a moment that may
 // be before.
-func (k *orderKiller) round(kill func(), done bool) {
+func (k *orderKiller) round(cause string, kill func(), done bool) {
 	k.executor = act(k, "executor "+k.action+" "+k.spec)
 	began := time.Now()
 	if done {
@@ -103,18 +106,16 @@ func (k *orderKiller) round(kill func(), done bool) {
 		k.Fatal(err)
 	}
 	k.held += len(all)
-	killed := time.Now()
+	if len(all) == 0 {
+		cause += " before"
+	}
+	killed, stood := time.Now(), stalls()
 	kill()
 	await(k, "the thaw", func() bool { return !k.frozen() })
 	// What has not frozen yet may be about to.
-	await(k, "the end of the guard", func() bool { return len(guards(k)) == 0 })
+	k.prompt.since(k, cause, "the end of the guard", killed, stood, func() bool { return len(guards(k)) == 0 })
 	if k.frozen() {
 		k.Fatal("it is frozen again")
-	}
-	took := time.Since(killed)
-	k.longest = max(k.longest, took)
-	if took > time.Second {
-		k.late++
 	}
 	cleanRun(k) // the executor may be at it still
 	k.executor.kill()

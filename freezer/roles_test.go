@@ -357,7 +357,7 @@ func playExecutor(args []string) {
 		panic(err)
 	}
 	fmt.Println("ready")
-	p, err := x.Prepare(context.Background(), 7, args[0], []byte(args[1]), time.Minute, 0)
+	p, err := x.Prepare(context.Background(), 7, args[0], []byte(args[1]), 10*time.Minute, 0)
 	if err == nil {
 		_, err = p.Freeze(context.Background())
 	}
