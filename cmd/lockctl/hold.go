@@ -24,6 +24,13 @@ type heldLock struct {
 	options client.Options
 }
 
+// With no lock server, connectTries and the pause between two of them, which is up to
+// twice as long, make an end in seconds: the freeze has the servers' own host at hand.
+const (
+	connectTries = 3
+	connectDelay = time.Second
+)
+
 // takeLock waits for a lock and holds it for this process.
 func (p *program) takeLock(ctx context.Context, name string, w *waiting) (*heldLock, error) {
 	if name == "" {
@@ -35,6 +42,10 @@ func (p *program) takeLock(ctx context.Context, name string, w *waiting) (*heldL
 	o := client.Options{
 		Locks: []string{name}, User: "order-" + hex.EncodeToString(id[:]) + "@" + client.FQDN(),
 		Autounlock: true, HoldLimit: client.NoLimit, NeedFence: true, KeepOnClose: true,
+		ConnectTries: connectTries, ConnectDelay: connectDelay,
+		Hooks: client.Hooks{Retry: func(delay time.Duration, err error) {
+			fmt.Fprintf(p.errs, "lockctl: --lock %s: no lock server yet: %v; trying again in %.3g s\n", name, err, delay.Seconds())
+		}},
 	}
 	h := &heldLock{}
 	err := w.do(ctx, func(ctx context.Context) (err error) {

@@ -76,7 +76,9 @@ Environment:
 
 Exit status: the command's own, 128+n if signal n ended it, and
    64  wrong usage
-   69  no server answers, or the cluster refuses; checkpoints do not work here
+   69  no server answers, however often --connect-tries says: by default that
+       takes one to two minutes, and is told on standard error output; or the
+       cluster refuses; or checkpoints do not work here
    71  the command's checkpoint cannot be restored on this host
    74  what was asked for cannot be written to standard output
    75  gave up waiting (--timeout), or the lock is busy (--try); the command's

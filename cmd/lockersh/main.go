@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/lockerd/lockerd/client"
 	"github.com/lockerd/lockerd/freezer/checkpoint"
@@ -57,6 +58,10 @@ func run(args []string) int {
 	}
 	if s.verbose {
 		s.locker.Verbose = os.Stdout
+	} else {
+		s.locker.Hooks.Retry = func(delay time.Duration, err error) {
+			fmt.Fprintf(os.Stderr, "lockersh: no lock server yet: %v; trying again in %.3g s\n", err, delay.Seconds())
+		}
 	}
 	if s.list {
 		l, err := client.New(s.locker)
