@@ -21,9 +21,16 @@ type Output struct {
 	Err error
 }
 
-// Write implements io.Writer.
-func (o *Output) Write(b []byte) (int, error) {
-	n, err := o.Writer.Write(b)
+var errClosed = errors.New("it is closed")
+
+// Write implements io.Writer. Nothing can be written if it is closed, in the sense of
+// IsClosed.
+func (o *Output) Write(b []byte) (n int, err error) {
+	if o.IsClosed() {
+		err = errClosed
+	} else {
+		n, err = o.Writer.Write(b)
+	}
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrOutput, err)
 		if o.Err == nil {

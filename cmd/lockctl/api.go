@@ -212,13 +212,20 @@ func (p *program) where() string {
 	return p.addr
 }
 
+// unsent is why a request has reached nobody.
+type unsent struct{ error }
+
+func (u unsent) Unwrap() error { return u.error }
+
 func (p *program) noAnswer(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
 	var op *net.OpError
 	if errors.As(err, &op) {
-		err = op.Err
+		if err = op.Err; op.Op == "dial" {
+			err = unsent{err}
+		}
 	}
 	switch {
 	case p.socket == "":
@@ -226,7 +233,7 @@ func (p *program) noAnswer(ctx context.Context, err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%w: %s is for root and for the user that lockerd runs as", errRefused, p.socket)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w from %s: no lockerd serves this socket (give the one of its --admin with --admin)", errNoAnswer, p.socket)
+		err = unsent{errors.New("no lockerd serves this socket (give the one of its --admin with --admin)")}
 	}
 	return fmt.Errorf("%w from %s: %w", errNoAnswer, p.socket, err)
 }

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -258,7 +261,7 @@ func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequ
 	// It would be carried out without us: a signal waits until its number is known.
 	s, err := p.openOrder(ctx, req, &waiting{})
 	if err != nil {
-		if errors.Is(err, errNoAnswer) {
+		if errors.Is(err, errNoAnswer) && !errors.As(err, new(unsent)) {
 			fmt.Fprintln(p.errs, "lockctl: there may be an order, which goes on until its time is up: see lockctl orders")
 		}
 		return err
@@ -278,12 +281,36 @@ func (p *program) freezeAndLeave(ctx context.Context, f *freezing, req orderRequ
 			_, err = fmt.Fprintln(p.out, o.ID)
 		}
 	}
+	if err == nil {
+		// To write that may have had to wait for the thaw.
+		err = p.stillFrozen(ctx, o.ID)
+	}
 	if err != nil {
 		if e := p.takeBack(ctx, s, o); e != nil {
 			fmt.Fprintf(p.errs, "lockctl: %v\n", e)
 		}
 	}
 	return err
+}
+
+// stillFrozen is nil if an order has not ended yet.
+func (p *program) stillFrozen(ctx context.Context, id uint64) error {
+	b, err := p.get(ctx, "/v1/orders", url.Values{"all": {"1"}})
+	if err != nil {
+		return err
+	}
+	var l orderList
+	if err := json.Unmarshal(b, &l); err != nil {
+		return fmt.Errorf("%w from %s that lockctl understands: %w", errNoAnswer, p.where(), err)
+	}
+	i := slices.IndexFunc(l.Orders, func(o order) bool { return o.ID == id })
+	switch {
+	case i < 0:
+		return fmt.Errorf("%w: order %d is over", errThawed, id)
+	case l.Orders[i].over():
+		return fmt.Errorf("%w: order %d: %s", errThawed, id, l.Orders[i].why())
+	}
+	return nil
 }
 
 // takeBack ends an order that was not to be, if it is not over.
