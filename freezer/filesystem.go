@@ -249,7 +249,8 @@ type FSState struct {
 }
 
 // QueryFS says whether the file system is frozen that is mounted at a directory, and
-// changes nothing. Of ext2, ext3, ext4, xfs and btrfs the kernel tells; of others it is
+// changes nothing, unless a guard that somebody has stopped is overdue: it is continued to be
+// asked, and thaws. Of ext2, ext3, ext4, xfs and btrfs the kernel tells; of others it is
 // known only if a guard has frozen it, and the error is [ErrUnknown] if none has, or
 // [ErrNotSupported] if nobody can.
 func QueryFS(mount string) (FSState, error) {
