@@ -72,7 +72,7 @@ const DefaultHookTimeout = 30 * time.Second
 // in LOCKERD_ORDER, LOCKERD_ACTION and LOCKERD_TARGETS. If one fails, or takes too
 // long, nothing is frozen, and those that have begun, this one too, are run with
 // "thaw". That runs as well when this process was killed meanwhile: the next Executor
-// sees to it.
+// sees to it, and before that ends a hook that was running then, with its process group.
 type Executor struct {
 	config ExecutorConfig
 	hooks  *hooks // nil for none

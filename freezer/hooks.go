@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +43,8 @@ const (
 	maxHookOutput = 4 << 10
 	// hookDelay is how long is waited for the output of a hook that has ended.
 	hookDelay = time.Second
+	// hookPause is the time between two looks at what is being ended.
+	hookPause = 10 * time.Millisecond
 )
 
 func newHooks(c ExecutorConfig, state string) (*hooks, error) {
@@ -119,9 +122,13 @@ type hookRun struct {
 	path  string
 	rec   hookRecord
 	begun []string
+	group int   // the process group of the hook that runs now; 0 for none
+	size  int64 // of what could be read
 }
 
-// hookRecord is the first line of the file. The others are paths, quoted.
+// hookRecord is the first line of the file. The others are paths, quoted, of hooks that
+// begin, and the word group with the process group of the one that runs; 0 when it has
+// ended.
 type hookRecord struct {
 	Boot    string   `json:"boot"`
 	Order   uint64   `json:"order"`
@@ -150,6 +157,7 @@ func (h *hooks) freeze(ctx context.Context, order uint64, action string, targets
 	if err != nil {
 		return nil, err
 	}
+	// No name is given twice, so the environment of a hook says of which run it is.
 	r.path = filepath.Join(h.state, fmt.Sprintf("%d-%d%s", order, time.Now().UnixNano(), hooksEnd))
 	if r.file, err = createLocked(r.path, append(first, '\n')); err != nil {
 		return nil, fmt.Errorf("write down which hooks have begun: %w", err)
@@ -200,13 +208,23 @@ func (r *hookRun) run(ctx context.Context, path, what string) error {
 		"LOCKERD_ORDER="+strconv.FormatUint(r.rec.Order, 10),
 		"LOCKERD_ACTION="+r.rec.Action,
 		"LOCKERD_TARGETS="+strings.Join(r.rec.Targets, "\n"),
+		r.mark(),
 	)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// With us ends the hook. That is its process alone, and recover has to end the others;
+	// but it is also the one that nobody has written down yet.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // whose death it is that counts
+	defer runtime.UnlockOSThread()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = hookDelay
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		r.note(cmd.Process.Pid)
+		err = cmd.Wait()
+		r.note(0)
+	}
 	switch name := filepath.Base(path); {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay): // something that it has started goes on
 		return nil
@@ -217,6 +235,60 @@ func (r *hookRun) run(ctx context.Context, path, what string) error {
 	default:
 		return fmt.Errorf("%w %s %s: %w%s", ErrHook, name, what, err, out.lastLine())
 	}
+}
+
+// mark is in the environment of the hooks of this run, and of all that they start.
+func (r *hookRun) mark() string { return "LOCKERD_HOOK_RUN=" + filepath.Base(r.path) }
+
+// note writes down which process group runs. If it cannot, a hook that outlives us is not
+// ended.
+func (r *hookRun) note(group int) {
+	if _, err := fmt.Fprintf(r.file, "group %d\n", group); err != nil {
+		r.hooks.log("cannot write down which hook runs", "order", r.rec.Order, "error", err)
+	}
+}
+
+// endLast ends what is left of the hook that was running when its executor was killed: it
+// would bring to rest what has just been told to go on.
+func (r *hookRun) endLast() {
+	if r.group == 0 {
+		return
+	}
+	for until := time.Now().Add(r.hooks.limit); ; time.Sleep(hookPause) {
+		left, err := r.members()
+		if err == nil && len(left) == 0 {
+			return
+		}
+		if err != nil || time.Now().After(until) {
+			r.hooks.log("a hook may still run whose executor was killed", "order", r.rec.Order, "processes", left, "error", err)
+			return
+		}
+		for _, pid := range left {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// members are the processes of the group. Its number may be that of another group now,
+// which does not have the mark.
+func (r *hookRun) members() (pids []int, err error) {
+	proc, err := openProc()
+	if err != nil {
+		return nil, err
+	}
+	defer proc.close()
+	err = proc.list(func(some []int32) {
+		for _, pid := range some {
+			if group, err := unix.Getpgid(int(pid)); err != nil || group != r.group {
+				continue
+			}
+			environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // empty once it has ended
+			if err == nil && slices.Contains(strings.Split(string(environ), "\x00"), r.mark()) {
+				pids = append(pids, int(pid))
+			}
+		}
+	})
+	return pids, err
 }
 
 // recover tells the hooks of the thaw that an executor has begun which was killed. What
@@ -236,8 +308,11 @@ func (h *hooks) recover() {
 		r.hooks, r.file, r.path = h, f, path
 		if err != nil || r.rec.Boot != bootID() {
 			h.log("cannot tell hooks of a thaw", "file", path, "error", err)
-			r.begun = nil
+			r.begun, r.group = nil, 0
 		}
+		_ = f.Truncate(r.size)
+		_, _ = f.Seek(r.size, io.SeekStart)
+		r.endLast()
 		h.begun.Add(int32(len(r.begun)))
 		r.thaw()
 	}
@@ -262,10 +337,19 @@ func readHookRun(f io.Reader) (*hookRun, error) {
 			}
 			return r, nil
 		}
+		r.size += int64(len(line))
 		if first {
 			if err := json.Unmarshal([]byte(line), &r.rec); err != nil {
 				return r, fmt.Errorf("%w: %w", errJournal, err)
 			}
+			continue
+		}
+		if word, ok := strings.CutPrefix(line, "group "); ok {
+			group, err := strconv.ParseUint(strings.TrimSuffix(word, "\n"), 10, 31)
+			if err != nil {
+				return r, fmt.Errorf("%w: line %.80q", errJournal, line)
+			}
+			r.group = int(group)
 			continue
 		}
 		path, err := strconv.Unquote(strings.TrimSuffix(line, "\n"))

@@ -215,3 +215,67 @@ func TestHooksOfTheKilled(t *testing.T) {
 		awaitThaw(t)
 	}
 }
+
+// A hook that outlives its executor would bring to rest what was told to go on.
+func TestHookOfTheKilledEnds(t *testing.T) {
+	needIsolation(t)
+	v := victims(t)
+	for _, c := range []struct{ name, freeze string }{
+		{"itself", "echo $$ >%s; sleep 1000"},
+		{"what it waits for", "sh -c 'echo $$ >%s; sleep 1000; exit'; exit"},
+	} {
+		file := filepath.Join(t.TempDir(), "pid")
+		dir, said := hooksDir(t, map[string]string{"1": "[ $1 = thaw ] || { " + fmt.Sprintf(c.freeze, file) + "; }"})
+		e := act(t, "executor freeze "+treeSpec(v.pid())+" "+dir)
+		pid := 0
+		await(t, "the hook", func() bool {
+			text, _ := os.ReadFile(file)
+			n, _ := fmt.Sscanf(string(text), "%d\n", &pid)
+			return n == 1
+		})
+		// It is written down before anything is done about its end.
+		await(t, "the hook's group", func() bool {
+			found, _ := filepath.Glob("/run/freezer/*" + hooksEnd)
+			text, _ := os.ReadFile(strings.Join(found, ""))
+			return strings.Contains(string(text), "group ")
+		})
+		e.kill()
+		x, _ := newExecutor(t, func(c *ExecutorConfig) { c.HooksDir = dir })
+		await(t, "the thaw hook", func() bool { return strings.HasSuffix(heard(t, said), "thaw") })
+		if s := stateOf(pid); s != "" && s != "Z" {
+			t.Errorf("%s: the hook is in state %s when that of the thaw has begun", c.name, s)
+		}
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := heard(t, said); got != "1 freeze, 1 thaw" {
+			t.Errorf("%s: %q was run", c.name, got)
+		}
+		awaitThaw(t)
+		cleanRun(t)
+	}
+}
+
+// What a hook has started for good is not ended with another one's.
+func TestHookLeavesOthers(t *testing.T) {
+	needIsolation(t)
+	v := victims(t)
+	file := filepath.Join(t.TempDir(), "pid")
+	dir, _ := hooksDir(t, map[string]string{"1": "[ $1 = thaw ] || { sleep 1000 >/dev/null 2>&1 & echo $! >" + file + "; }"})
+	e := act(t, "executor freeze "+treeSpec(v.pid())+" "+dir)
+	if line := e.line(t); line != "frozen" {
+		t.Fatal(line)
+	}
+	e.kill()
+	x, _ := newExecutor(t, func(c *ExecutorConfig) { c.HooksDir = dir })
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+	pid := 0
+	if _, err := fmt.Sscan(string(must(os.ReadFile(file))), &pid); err != nil {
+		t.Fatal(err)
+	}
+	if s := stateOf(pid); s != "S" && s != "R" {
+		t.Errorf("it is in state %q", s)
+	}
+}

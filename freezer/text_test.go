@@ -140,6 +140,7 @@ func FuzzExecutor(f *testing.F) {
 	f.Add([]byte(`{"targets":[{"kind":"tree","pids":[1]}],"partial":true,"patience_ms":5}`))
 	f.Add([]byte(`{"mounts":["/a","/b"]}`))
 	f.Add([]byte("{\"boot\":\"x\",\"order\":7}\n\"/hooks/1\"\n"))
+	f.Add([]byte("{\"boot\":\"x\",\"order\":7}\n\"/hooks/1\"\ngroup 17\ngroup 0\n\"/hooks/2\"\ngroup 18\n"))
 	x := &Executor{config: ExecutorConfig{Procs: true, FS: true}}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, action := range []string{ActionFreeze, ActionFSFreeze} {
@@ -148,8 +149,8 @@ func FuzzExecutor(f *testing.F) {
 				t.Errorf("%s: %+v, %v", action, o, err)
 			}
 		}
-		if r, err := readHookRun(bytes.NewReader(text)); err == nil && len(r.begun) > maxHooks {
-			t.Error("too many hooks")
+		if r, err := readHookRun(bytes.NewReader(text)); err == nil && (len(r.begun) > maxHooks || r.group < 0 || r.size > int64(len(text))) {
+			t.Errorf("%+v", r)
 		}
 	})
 }
