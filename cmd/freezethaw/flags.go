@@ -88,7 +88,7 @@ func flags(o *options) *pflag.FlagSet {
 	fs.BoolVar(&o.partial, "partial", false, "run the command though something does not stop")
 	fs.BoolVar(&o.ancestors, "ancestors", false, "stop those as well that freezethaw was started by, if they are of the target")
 	o.timeout = getopt.SignedSeconds(freezer.DefaultTimeout)
-	fs.Var(&o.timeout, "timeout", "let all go on after so long, and end the command; less than 0 is never")
+	fs.Var(&o.timeout, "timeout", "let all go on after so long, and end the command; 0 is 60, less than 0 never")
 	o.patience = getopt.SignedSeconds(freezer.DefaultPatience)
 	fs.Var(&o.patience, "patience", "how long a process may wait for a disk and not stop")
 	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be stopped, and run nothing")
