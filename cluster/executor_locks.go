@@ -30,6 +30,7 @@ type TaskHold struct {
 	Suspended bool
 	By        string // who has suspended it
 	Context   string // where its job is, then
+	ContextID string // of the file there
 	Job       uint64 // under which fence it was put there
 	Ended     bool   // the job is known to have ended
 	Resumed   bool   // it was suspended, and the process is not known to have been let run
@@ -49,7 +50,7 @@ func (l *TaskLocks) Holds(ctx context.Context, lock string) ([]TaskHold, error) 
 			Over: l.node.liveness.place.outlived(h.Process), Resumed: h.Resumed != nil,
 		}
 		if s := h.Suspended; s != nil {
-			i.Suspended, i.By, i.Context, i.Job, i.Ended = true, s.By, s.Context, uint64(s.Job), s.Ended
+			i.Suspended, i.By, i.Context, i.ContextID, i.Job, i.Ended = true, s.By, s.Context, s.ContextID, uint64(s.Job), s.Ended
 		}
 		if lock == "" && i.Here || slices.Contains(h.Locks, lock) {
 			list = append(list, i)
@@ -58,21 +59,23 @@ func (l *TaskLocks) Holds(ctx context.Context, lock string) ([]TaskHold, error) 
 	return list, nil
 }
 
-// Suspend has the table keep a hold for a job that is in a file. A [Refusal] says that it
+// Suspend has the table keep a hold for a job that is in a file, which has an id of its own. A [Refusal] says that it
 // does not. After any other error it is not known, and Suspend may be called again.
-func (l *TaskLocks) Suspend(ctx context.Context, fence uint64, file string) error {
-	return l.agreed(ctx, fence, fsm.Suspend{Fence: fsm.Fence(fence), By: l.by, Context: file})
+func (l *TaskLocks) Suspend(ctx context.Context, fence uint64, file, id string) error {
+	return l.agreed(ctx, fence, fsm.Suspend{Fence: fsm.Fence(fence), By: l.by, Context: file, ContextID: id})
 }
 
 // Ended tells the table that the job of a suspended hold does not run any more, so that
-// another node may have it. Of h, what [TaskLocks.Holds] says counts, or Fence and Context
-// for what this task has suspended.
+// another node may have it. Of h, what [TaskLocks.Holds] says counts, or Fence, Context
+// and ContextID for what this task has suspended.
 func (l *TaskLocks) Ended(ctx context.Context, h TaskHold) error {
 	by := l.by
 	if h.By != "" {
 		by = h.By
 	}
-	return l.agreed(ctx, h.Fence, fsm.Suspend{Fence: fsm.Fence(h.Fence), By: by, Context: h.Context, Ended: true})
+	return l.agreed(ctx, h.Fence, fsm.Suspend{
+		Fence: fsm.Fence(h.Fence), By: by, Context: h.Context, ContextID: h.ContextID, Ended: true,
+	})
 }
 
 // Runs tells the table that the process which has a resumed hold was let run: until then
@@ -100,16 +103,17 @@ func (l *TaskLocks) agreed(ctx context.Context, fence uint64, c fsm.Command) err
 	return nil
 }
 
-// Resume gives a suspended hold to a process of this host, and returns its new fence. A
+// Resume gives a suspended hold to a process of this host, which was restored from the file
+// with the id, and returns its new fence. A
 // [Refusal] says that it is not to be had; after any other error it is not known.
-func (l *TaskLocks) Resume(ctx context.Context, fence uint64, pid int) (uint64, error) {
+func (l *TaskLocks) Resume(ctx context.Context, fence uint64, id string, pid int) (uint64, error) {
 	n := l.node
 	p, err := pidprobe.Identify(pidprobe.Process{Host: n.cfg.Host, PID: int32(pid)})
 	if err != nil {
 		return 0, fmt.Errorf("identify process %d: %w", pid, err)
 	}
 	c := fsm.Resume{
-		Fence: fsm.Fence(fence), By: l.by, Owner: l.restarted(pid),
+		Fence: fsm.Fence(fence), ContextID: id, By: l.by, Owner: l.restarted(pid),
 		Process: fsm.Process{Host: n.cfg.Host, PID: int32(pid), Start: p.Start, Boot: pidprobe.Here()}, Autounlock: true,
 	}
 	rand.Read(c.ID[:])

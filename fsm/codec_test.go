@@ -45,10 +45,10 @@ func fullCommands() []Command {
 		NodesAway{Nodes: []Incarnation{1, 300}},
 		NodesBack{Nodes: []Incarnation{1 << 40}},
 		RemoveServer{ID: "6f0c", Name: "n2", Addr: "h2:1753", Out: true},
-		Suspend{Fence: 300, By: "root@h1", Context: "/var/jobs/a b.ckpt"},
+		Suspend{Fence: 300, By: "root@h1", Context: "/var/jobs/a b.ckpt", ContextID: "5f0c"},
 		Suspend{Fence: 300, By: "root@h1", Ended: true},
 		Resume{
-			Fence: 300, By: "root@h2", Owner: "h2_77_ann", ID: id, Limit: 30_000, Lease: 1 << 50, Process: fullProcess(), Autounlock: true,
+			Fence: 300, ContextID: "5f0c", By: "root@h2", Owner: "h2_77_ann", ID: id, Limit: 30_000, Lease: 1 << 50, Process: fullProcess(), Autounlock: true,
 		},
 		OrderOpen{
 			Nonce: [16]byte{1, 15: 2}, By: "root@h1", Action: "freeze", Spec: []byte(`{"a":"\n"}`), Nodes: []string{"n1", "n2"},
@@ -169,6 +169,8 @@ func TestDecodeRefuses(t *testing.T) {
 		{"address of two lines", encoded(RemoveServer{ID: "a", Addr: "h\n:1"}), ErrCorrupt, "control"},
 		{"long context", encoded(Suspend{Context: strings.Repeat("x", MaxContext+1)}), ErrCorrupt, "context"},
 		{"context of two lines", encoded(Suspend{Context: "a\nb"}), ErrCorrupt, "control"},
+		{"long context id", encoded(Suspend{ContextID: strings.Repeat("x", MaxContextID+1)}), ErrCorrupt, "context id"},
+		{"long context id to resume", encoded(Resume{ContextID: strings.Repeat("x", MaxContextID+1)}), ErrCorrupt, "context id"},
 		{"too many fences", encoded(ProcessGone{Fences: make([]Fence, MaxNamed+1)}), ErrCorrupt, "list 4097"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -263,8 +265,11 @@ func TestBiggestFits(t *testing.T) {
 			Nonce: [16]byte{1}, By: owner, Action: big(1, MaxOrderAction), Spec: make([]byte, MaxOrderSpec),
 			Nodes: nodes, Timeout: MaxOrderTimeout, Fence: 1<<64 - 1,
 		},
-		Suspend{Fence: 1<<64 - 1, By: owner, Context: big(1, MaxContext)},
-		Resume{Fence: 1<<64 - 1, By: owner, Owner: owner, ID: RequestID{1}, Limit: 1<<64 - 1, Lease: 1<<64 - 1, Process: process},
+		Suspend{Fence: 1<<64 - 1, By: owner, Context: big(1, MaxContext), ContextID: big(1, MaxContextID)},
+		Resume{
+			Fence: 1<<64 - 1, ContextID: big(1, MaxContextID), By: owner, Owner: owner, ID: RequestID{1},
+			Limit: 1<<64 - 1, Lease: 1<<64 - 1, Process: process,
+		},
 		OrderReport{Order: 1<<64 - 1, Node: 1<<64 - 1, State: PartFrozen, Text: big(1, MaxOrderText), Took: MaxOrderTimeout},
 	} {
 		if err := Validate(c); err != nil {

@@ -86,7 +86,8 @@
 // (CauseResumed) and another
 // one begins, with the same locks, mode and slots and a new fence, and nobody is granted
 // anything in between. As it goes by the old fence, only one of several who have the same
-// job in hand can get it. The first [Renew] says that the new holder's process has been let
+// job in hand can get it; and as it goes by the file's id, nobody who has an older file of
+// the job. The first [Renew] says that the new holder's process has been let
 // run. One that ends before has done nothing, and the hold is suspended again for the same
 // job, under the new fence.
 //

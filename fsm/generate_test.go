@@ -109,24 +109,33 @@ func (s *script) command() Command {
 // nothing.
 func (s *script) suspension() Command {
 	f, resume := Fence(s.next(60)), s.next(2) == 0
+	shown := "1"
 	if s.table != nil && s.next(8) != 0 {
 		var fit []Fence
+		var ids []string
 		for _, h := range s.table.Snapshot().Holds() {
 			if h.Resumed != nil && h.Autounlock && s.next(4) != 0 {
 				return ProcessGone{Process: h.Process, Fences: []Fence{h.Fence}} // it has never run
 			}
 			if resume == (h.Suspended != nil) {
 				fit = append(fit, h.Fence)
+				if resume {
+					ids = append(ids, h.Suspended.ContextID)
+				}
 			}
 		}
 		if len(fit) > 0 {
-			f = fit[s.next(len(fit))]
+			i := s.next(len(fit))
+			f = fit[i]
+			if resume && s.next(6) != 0 {
+				shown = ids[i]
+			}
 		}
 	}
 	if !resume {
-		return Suspend{Fence: f, By: [...]string{"root", "ann", ""}[min(2, s.next(12)/5)], Context: [...]string{"", "/c/1"}[s.next(2)], Ended: s.next(4) != 0}
+		return Suspend{Fence: f, By: [...]string{"root", "ann", ""}[min(2, s.next(12)/5)], Context: [...]string{"", "/c/1"}[s.next(2)], ContextID: [...]string{"", "1", "2"}[min(2, s.next(12)/5)], Ended: s.next(4) != 0}
 	}
-	c := Resume{Fence: f, By: "root", Owner: s.owner(), ID: s.id()}
+	c := Resume{Fence: f, ContextID: shown, By: "root", Owner: s.owner(), ID: s.id()}
 	switch s.next(4) {
 	case 0:
 		c.Limit = Millis(s.next(60))

@@ -216,10 +216,10 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 	case "renew":
 		p.Command = Renew{Owner: owner, Fence: fence, Attach: a.has("attach")}
 	case "suspend":
-		p.Command = Suspend{Fence: Fence(a.wordNumber(0)), By: a.values["by"], Context: a.values["context"], Ended: a.has("ended")}
+		p.Command = Suspend{Fence: Fence(a.wordNumber(0)), By: a.values["by"], Context: a.values["context"], ContextID: a.values["file"], Ended: a.has("ended")}
 	case "resume":
 		p.Command = Resume{
-			Fence: Fence(a.wordNumber(0)), By: a.values["by"], Owner: owner, ID: a.id("id"),
+			Fence: Fence(a.wordNumber(0)), ContextID: a.values["file"], By: a.values["by"], Owner: owner, ID: a.id("id"),
 			Limit: Millis(a.number("limit")), Lease: Millis(a.number("lease")), Process: a.process(), Autounlock: a.has("auto"),
 		}
 	case "tick":

@@ -12,8 +12,11 @@ type Suspension struct {
 	By      string // who asked for it
 	At      Millis
 	Context string // where the job is; for people
-	Job     Fence  // under which the job was put there, and by which it finds its lock
-	Ended   bool   // none of the job runs any more, so it may be started elsewhere
+	// ContextID is that of the file there. A job may have been put into several under one
+	// fence, and started from an older one it would do again what it has done.
+	ContextID string
+	Job       Fence // under which the job was put there, and by which it finds its lock
+	Ended     bool  // none of the job runs any more, so it may be started elsewhere
 }
 
 // Suspend has a hold go on without its holder: no process, no lease and no connection
@@ -24,10 +27,11 @@ type Suspension struct {
 // It takes two: whoever ends the job has to know that its lock is kept before he does
 // it, and nobody is to get the lock before he has.
 type Suspend struct {
-	Fence   Fence
-	By      string
-	Context string
-	Ended   bool // see Suspension
+	Fence     Fence
+	By        string
+	Context   string // see Suspension
+	ContextID string
+	Ended     bool
 }
 
 // Resume gives a suspended hold to a new holder, with a new fence: of those who mean the
@@ -35,7 +39,8 @@ type Suspend struct {
 // Result is Granted, with the new fence. If the process of the new holder ends before a
 // [Renew] has said that it runs, the hold is suspended again, under the new fence.
 type Resume struct {
-	Fence      Fence // of the suspended hold
+	Fence      Fence  // of the suspended hold
+	ContextID  string // has to be that of the suspension
 	By         string
 	Owner      string
 	ID         RequestID
@@ -57,7 +62,9 @@ func (c Suspend) validate() error {
 	case c.By == "":
 		return errSuspendBy
 	}
-	return firstError(checkText("name of who suspends", c.By, MaxOwner), checkText("context", c.Context, MaxContext))
+	return firstError(
+		checkText("name of who suspends", c.By, MaxOwner), checkText("context", c.Context, MaxContext),
+		checkText("context id", c.ContextID, MaxContextID))
 }
 
 func (c Resume) validate() error {
@@ -65,7 +72,7 @@ func (c Resume) validate() error {
 		return errFence
 	}
 	return firstError(
-		checkText("name of who resumes", c.By, MaxOwner), checkText("owner", c.Owner, MaxOwner), checkProcess(c.Process))
+		checkText("context id", c.ContextID, MaxContextID), checkText("name of who resumes", c.By, MaxOwner), checkText("owner", c.Owner, MaxOwner), checkProcess(c.Process))
 }
 
 func (m *Machine) suspend(c Suspend) Result {
@@ -75,7 +82,7 @@ func (m *Machine) suspend(c Suspend) Result {
 	}
 	h := cl.hold
 	if s := h.Suspended; s != nil {
-		if s.By != c.By || s.Context != c.Context {
+		if s.By != c.By || s.Context != c.Context || s.ContextID != c.ContextID {
 			return refused(h.suspended())
 		}
 		if c.Ended && !s.Ended {
@@ -86,7 +93,7 @@ func (m *Machine) suspend(c Suspend) Result {
 		}
 		return Result{Fence: h.Fence, Locks: h.Locks}
 	}
-	m.lay(cl, &Suspension{By: c.By, At: m.now, Context: c.Context, Job: c.Fence, Ended: c.Ended}, CauseNone)
+	m.lay(cl, &Suspension{By: c.By, At: m.now, Context: c.Context, ContextID: c.ContextID, Job: c.Fence, Ended: c.Ended}, CauseNone)
 	return Result{Fence: h.Fence, Locks: h.Locks}
 }
 
@@ -112,6 +119,9 @@ func (m *Machine) resume(ask Ask, c Resume) Result {
 	h := cl.hold
 	if h.Suspended == nil {
 		return refused(fmt.Sprintf("%s is not suspended; it is held by %s", brief(h.Locks[0]), brief(h.Owner)))
+	}
+	if h.Suspended.ContextID != c.ContextID {
+		return refused(h.suspended() + ", and what is to be started is of another file")
 	}
 	if !h.Suspended.Ended {
 		return refused(h.suspended() + ", and it is not known to have ended on " + brief(h.Process.Host))
@@ -170,7 +180,7 @@ func (m *Machine) checkSuspended(h *Hold) error {
 	case s.Job == 0 || s.Job > h.Fence:
 		return fmt.Errorf("I18: fence %d is for a job of fence %d", h.Fence, s.Job)
 	}
-	if err := (Suspend{Fence: h.Fence, By: s.By, Context: s.Context}).validate(); err != nil {
+	if err := (Suspend{Fence: h.Fence, By: s.By, Context: s.Context, ContextID: s.ContextID}).validate(); err != nil {
 		return fmt.Errorf("I18: fence %d: %w", h.Fence, err)
 	}
 	return nil
@@ -180,17 +190,20 @@ func appendSuspend(b []byte, c Suspend) []byte {
 	b = binary.AppendUvarint(b, uint64(c.Fence))
 	b = appendString(b, c.By)
 	b = appendString(b, c.Context)
+	b = appendString(b, c.ContextID)
 	return appendBool(b, c.Ended)
 }
 
 func (r *reader) suspend() Suspend {
 	return Suspend{
-		Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who suspends"), Context: r.text(MaxContext, "context"), Ended: r.bool(),
+		Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who suspends"), Context: r.text(MaxContext, "context"),
+		ContextID: r.text(MaxContextID, "context id"), Ended: r.bool(),
 	}
 }
 
 func appendResume(b []byte, c Resume) []byte {
 	b = binary.AppendUvarint(b, uint64(c.Fence))
+	b = appendString(b, c.ContextID)
 	b = appendString(b, c.By)
 	b = appendString(b, c.Owner)
 	b = appendID(b, c.ID)
@@ -202,7 +215,7 @@ func appendResume(b []byte, c Resume) []byte {
 
 func (r *reader) resume() Resume {
 	return Resume{
-		Fence: Fence(r.uvarint()), By: r.text(MaxOwner, "name of who resumes"), Owner: r.text(MaxOwner, "owner"), ID: r.id(),
+		Fence: Fence(r.uvarint()), ContextID: r.text(MaxContextID, "context id"), By: r.text(MaxOwner, "name of who resumes"), Owner: r.text(MaxOwner, "owner"), ID: r.id(),
 		Limit: r.millis(), Lease: r.millis(), Process: r.process(), Autounlock: r.bool(),
 	}
 }
@@ -211,6 +224,7 @@ func appendSuspension(b []byte, s *Suspension) []byte {
 	b = appendString(b, s.By)
 	b = binary.AppendUvarint(b, uint64(s.At))
 	b = appendString(b, s.Context)
+	b = appendString(b, s.ContextID)
 	b = binary.AppendUvarint(b, uint64(s.Job))
 	return appendBool(b, s.Ended)
 }
@@ -218,6 +232,6 @@ func appendSuspension(b []byte, s *Suspension) []byte {
 func (r *reader) suspension() *Suspension {
 	return &Suspension{
 		By: r.text(MaxOwner, "name of who suspends"), At: r.millis(), Context: r.text(MaxContext, "context"),
-		Job: Fence(r.uvarint()), Ended: r.bool(),
+		ContextID: r.text(MaxContextID, "context id"), Job: Fence(r.uvarint()), Ended: r.bool(),
 	}
 }

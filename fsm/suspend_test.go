@@ -23,13 +23,13 @@ func suspended(t testing.TB) *Machine {
 		Acquire{Owner: "bob", Locks: []string{"c"}, Limit: 200, Process: auto, Autounlock: true},                   // fence 2
 		Acquire{Owner: "cat", Locks: []string{"d"}},                                                                // fence 3
 		Acquire{Owner: "dan", Locks: []string{"a"}, Block: true},
-		Suspend{Fence: 1, By: "root@h", Context: "/c/1"},
+		Suspend{Fence: 1, By: "root@h", Context: "/c/1", ContextID: "1"},
 		Suspend{Fence: 2, By: "root@h", Ended: true},
 		Resume{Fence: 2, By: "root@g", Owner: "eve", Limit: 50, Process: Process{Host: "g", PID: 9}, Autounlock: true}, // fence 4
 		Renew{Owner: "eve", Fence: 4},
 		Acquire{Owner: "flo", Locks: []string{"f"}}, // fence 5
-		Suspend{Fence: 5, By: "root@h", Context: "/c/5", Ended: true},
-		Resume{Fence: 5, By: "root@g", Owner: "gus", Process: Process{Host: "g", PID: 10}, Autounlock: true}, // fence 6
+		Suspend{Fence: 5, By: "root@h", Context: "/c/5", ContextID: "5", Ended: true},
+		Resume{Fence: 5, ContextID: "5", By: "root@g", Owner: "gus", Process: Process{Host: "g", PID: 10}, Autounlock: true}, // fence 6
 	} {
 		p := Proposal{Command: c}
 		if i > 0 {
@@ -51,10 +51,13 @@ func TestCheckFindsSuspended(t *testing.T) {
 		"I18: fence 1 is suspended in ": func(h *Hold) { h.Suspended = &Suspension{By: "x", At: 11, Job: 1} },
 		"I18: fence 1: who suspends":    func(h *Hold) { h.Suspended = &Suspension{Job: 1} },
 		"has control":                   func(h *Hold) { h.Suspended = &Suspension{By: "x", Context: "\n", Job: 1} },
-		"for a job of fence 0":          func(h *Hold) { h.Suspended = &Suspension{By: "x"} },
-		"for a job of fence 2":          func(h *Hold) { h.Suspended = &Suspension{By: "x", Job: 2} },
-		"is suspended and resumed":      func(h *Hold) { h.Resumed = h.Suspended },
-		"before its job had ended":      func(h *Hold) { h.Suspended, h.Resumed = nil, h.Suspended },
+		"context id is 65 bytes": func(h *Hold) {
+			h.Suspended = &Suspension{By: "x", ContextID: strings.Repeat("x", MaxContextID+1), Job: 1}
+		},
+		"for a job of fence 0":     func(h *Hold) { h.Suspended = &Suspension{By: "x"} },
+		"for a job of fence 2":     func(h *Hold) { h.Suspended = &Suspension{By: "x", Job: 2} },
+		"is suspended and resumed": func(h *Hold) { h.Resumed = h.Suspended },
+		"before its job had ended": func(h *Hold) { h.Suspended, h.Resumed = nil, h.Suspended },
 	} {
 		m := suspended(t)
 		c := m.holds.byKey[1]

@@ -212,7 +212,7 @@ func (t *twin) run(ask Ask, c Command) Result {
 				continue
 			}
 			if s := h.Suspended; s != nil {
-				if s.By != c.By || s.Context != c.Context {
+				if s.By != c.By || s.Context != c.Context || s.ContextID != c.ContextID {
 					return Result{Code: Refused}
 				}
 				s := *s
@@ -220,7 +220,7 @@ func (t *twin) run(ask Ask, c Command) Result {
 				t.holds[i].Suspended = &s
 				return Result{Fence: h.Fence, Locks: h.Locks}
 			}
-			t.lay(i, Suspension{By: c.By, At: t.now, Context: c.Context, Job: h.Fence, Ended: c.Ended}, CauseNone)
+			t.lay(i, Suspension{By: c.By, At: t.now, Context: c.Context, ContextID: c.ContextID, Job: h.Fence, Ended: c.Ended}, CauseNone)
 			return Result{Fence: h.Fence, Locks: h.Locks}
 		}
 		return Result{Code: NotHeld, Fence: c.Fence}
@@ -293,7 +293,7 @@ func (t *twin) resume(ask Ask, c Resume) Result {
 		return Result{Code: NotHeld, Fence: c.Fence}
 	}
 	h := t.holds[i]
-	if h.Suspended == nil || !h.Suspended.Ended {
+	if h.Suspended == nil || !h.Suspended.Ended || h.Suspended.ContextID != c.ContextID {
 		return Result{Code: Refused}
 	}
 	if c.Limit == 0 && h.Limit != 0 {

@@ -13,6 +13,7 @@ const (
 	MaxHost      = 256  // bytes of a host, a boot id, a node's name
 	MaxReason    = 1024 // bytes of Result.Reason
 	MaxContext   = 4096 // bytes of Suspend.Context, as many as a path has (PATH_MAX)
+	MaxContextID = 64   // bytes of Suspend.ContextID
 	MaxNamed     = 4096 // fences, and tickets, in a ProcessGone; nodes in a NodesAway or NodesBack
 	MaxProposals = 4096 // in an entry
 	MaxCommand   = 96 << 10

@@ -235,6 +235,9 @@ func TestASuspendedJob(t *testing.T) {
 	}
 
 	// It goes on elsewhere, once, under a new fence.
+	j.refused(a, "job1 is kept for the job in "+file+", and "+j.file("early.ckpt")+" is another checkpoint of it",
+		lockctl, "restart", "--node", b.Name, "--file", j.file("early.ckpt"))
+	check(a)
 	j.refused(a, "had the lock job1, and not job2", lockctl, "restart", "--node", b.Name, "--file", file, "--lock", "job2")
 	j.want(a, lockctl, "restart", "--node", b.Name, "--file", file, "--lock", "job1")
 	h := j.hold(c)

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,7 +27,7 @@ const (
 // describe makes a manifest, without parts, of the images in a directory. The processes
 // that were found before the checkpoint tell what the images do not.
 func describe(dir string, before []process) (*Manifest, error) {
-	m := &Manifest{Format: Format, Created: time.Now().Truncate(time.Millisecond)}
+	m := &Manifest{Format: Format, ID: rand.Text(), Created: time.Now().Truncate(time.Millisecond)}
 	m.describeHost()
 	for _, look := range []func(string) error{
 		func(dir string) error { return m.describeProcesses(dir, before) },

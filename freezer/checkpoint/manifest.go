@@ -21,6 +21,7 @@ const Format = 1
 // Manifest describes a context file.
 type Manifest struct {
 	Format    int        `json:"format"`
+	ID        string     `json:"id,omitempty"` // random: no other file has it but a copy; "" in the first ones
 	Created   time.Time  `json:"created"`
 	Host      string     `json:"host"`
 	Boot      string     `json:"boot"` // of the kernel (random(4))

@@ -39,7 +39,7 @@ func (x *Executor) suspend(ctx context.Context, s *suspension) error {
 		return s.undone(err)
 	}
 	answer := make(chan error, 1)
-	x.work.Go(func() { answer <- s.locks.Suspend(x.ctx, s.hold.Fence, s.file) })
+	x.work.Go(func() { answer <- s.locks.Suspend(x.ctx, s.hold.Fence, s.file, s.manifest.ID) })
 	var err error
 	select {
 	case err = <-answer:
@@ -76,7 +76,7 @@ func (x *Executor) end(ctx context.Context, s *suspension) {
 	err := end(ctx, s.manifest)
 	if err == nil {
 		h := *s.hold
-		h.Context = s.file
+		h.Context, h.ContextID = s.file, s.manifest.ID
 		err = s.locks.Ended(ctx, h)
 	}
 	if err != nil {
@@ -192,8 +192,8 @@ func finish(ctx context.Context, locks Locks, h Hold) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(m.Locks, func(l checkpoint.Lock) bool { return l.Fence == h.Job }) {
-		return fmt.Errorf("%s is of another job", h.Context)
+	if m.ID != h.ContextID || !slices.ContainsFunc(m.Locks, func(l checkpoint.Lock) bool { return l.Fence == h.Job }) {
+		return fmt.Errorf("%s is of another job, or of another time", h.Context)
 	}
 	if boot, err := checkpoint.Boot(); err != nil || boot != m.Boot {
 		return errors.Join(fmt.Errorf("%s was not written since this host was started", h.Context), err)

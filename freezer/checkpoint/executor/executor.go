@@ -61,6 +61,7 @@ type Hold struct {
 	Suspended bool
 	By        string // who has suspended it
 	Context   string // where its job is, then
+	ContextID string // of the file there
 	Job       uint64 // under which fence it was put there
 	Ended     bool   // the job is known to have ended
 	Resumed   bool   // it was suspended, and the process is not known to have been let run
@@ -71,12 +72,13 @@ type Locks interface {
 	// Holds returns the holds of a lock, or, of "", those of this host's processes.
 	Holds(ctx context.Context, lock string) ([]Hold, error)
 	// Suspend has the table keep a hold for a job in a file. It may be repeated.
-	Suspend(ctx context.Context, fence uint64, file string) error
+	Suspend(ctx context.Context, fence uint64, file, id string) error
 	// Ended says that the job of a suspended hold does not run any more; Resume refuses it
 	// before. What Suspend was not asked for by this task has to be a hold of Holds.
 	Ended(ctx context.Context, h Hold) error
-	// Resume gives it to a process of this host, and returns the new fence.
-	Resume(ctx context.Context, fence uint64, pid int) (uint64, error)
+	// Resume gives it to a process of this host, which was restored from the file with the
+	// id, and returns the new fence.
+	Resume(ctx context.Context, fence uint64, id string, pid int) (uint64, error)
 	// Runs says that the process was let run. If it ends before, the hold is suspended again.
 	Runs(ctx context.Context, fence uint64, pid int) error
 	// Refused says whether an error of those above is the table's answer, and not the

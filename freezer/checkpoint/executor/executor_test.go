@@ -20,6 +20,7 @@ import (
 type fakeLocks struct {
 	holds   []Hold
 	answers chan error // of Suspend
+	id      string     // that it was told
 	ended   chan Hold
 	runs    chan uint64
 }
@@ -35,9 +36,15 @@ func (f *fakeLocks) Holds(_ context.Context, lock string) (list []Hold, err erro
 	return list, nil
 }
 
-func (f *fakeLocks) Suspend(context.Context, uint64, string) error               { return <-f.answers }
-func (f *fakeLocks) Resume(context.Context, uint64, int) (fence uint64, e error) { return 0, errNo }
-func (f *fakeLocks) Ended(_ context.Context, h Hold) error                       { f.ended <- h; return nil }
+func (f *fakeLocks) Suspend(_ context.Context, _ uint64, _, id string) error {
+	f.id = id
+	return <-f.answers
+}
+
+func (f *fakeLocks) Resume(context.Context, uint64, string, int) (fence uint64, e error) {
+	return 0, errNo
+}
+func (f *fakeLocks) Ended(_ context.Context, h Hold) error { f.ended <- h; return nil }
 
 func (f *fakeLocks) Runs(_ context.Context, fence uint64, _ int) error { f.runs <- fence; return nil }
 
@@ -128,8 +135,9 @@ func TestRefused(t *testing.T) {
 
 // TestKept is which job may have its lock back.
 func TestKept(t *testing.T) {
-	m := &checkpoint.Manifest{Locks: []checkpoint.Lock{{Name: "a", Fence: 3}, {Name: "b", Fence: 3}}}
-	onDisk := Hold{Fence: 3, Locks: []string{"a", "b"}, Host: "h", PID: 7, Suspended: true, Job: 3, Ended: true}
+	m := &checkpoint.Manifest{ID: "x", Locks: []checkpoint.Lock{{Name: "a", Fence: 3}, {Name: "b", Fence: 3}}}
+	older := &checkpoint.Manifest{ID: "w", Locks: m.Locks}
+	onDisk := Hold{Fence: 3, Locks: []string{"a", "b"}, Host: "h", PID: 7, Suspended: true, Context: "/c/x", ContextID: "x", Job: 3, Ended: true}
 	again, ending, other := onDisk, onDisk, onDisk
 	again.Fence, other.Fence, other.Job, ending.Ended = 5, 5, 5, false
 	for _, tt := range []struct {
@@ -145,6 +153,8 @@ func TestKept(t *testing.T) {
 		{"kept, named", m, "b", []Hold{onDisk}, ""},
 		{"kept, as another one was never let run", m, "", []Hold{again}, ""},
 		{"kept, and it may run", m, "", []Hold{ending}, "process 7 of h, is not known to have ended"},
+		{"kept for a later file", older, "", []Hold{onDisk}, "a is kept for the job in /c/x, and /c is another checkpoint of it"},
+		{"kept for a later file, and it may run", older, "", []Hold{ending}, "is kept for the job in /c/x"},
 		{"another's name", m, "c", nil, "had the lock a, and not c"},
 		{"it lives", m, "", []Hold{{Fence: 3, Locks: []string{"a"}, PID: 7, Host: "h"}}, "lives: it holds a, with fence 3, as process 7 of h"},
 		{"restarted before", m, "", []Hold{{Fence: 4, Locks: []string{"a"}, Owner: "x"}}, "any more: it is held by x, with fence 4"},
@@ -210,7 +220,7 @@ func process(t *testing.T, pid int) checkpoint.Process {
 // TestSuspend has the table agree, refuse, and answer too late.
 func TestSuspend(t *testing.T) {
 	job := sleeping(t)
-	m := &checkpoint.Manifest{Processes: []checkpoint.Process{
+	m := &checkpoint.Manifest{ID: "x", Processes: []checkpoint.Process{
 		process(t, job.Pid), {PID: os.Getpid(), Start: 1}, // one that was ours, and its number is another's
 	}}
 	file := filepath.Join(t.TempDir(), "f")
@@ -225,8 +235,8 @@ func TestSuspend(t *testing.T) {
 	there := func() bool { _, err := os.Stat(file); return err == nil }
 
 	locks.answers <- nil
-	if err := suspend(t.Context()); err != nil || !there() {
-		t.Errorf("agreed: %v, file %v", err, there())
+	if err := suspend(t.Context()); err != nil || !there() || locks.id != "x" {
+		t.Errorf("agreed: %v, file %v, id %q", err, there(), locks.id)
 	}
 	locks.answers <- errNo
 	if err := suspend(t.Context()); err == nil || there() {
@@ -250,7 +260,7 @@ func TestSuspend(t *testing.T) {
 		t.Fatal("the job was ended before its lock was suspended:", err)
 	}
 	locks.answers <- nil
-	if h := <-locks.ended; h.Fence != 3 || h.Context != file {
+	if h := <-locks.ended; h.Fence != 3 || h.Context != file || h.ContextID != "x" {
 		t.Errorf("the job has ended of %+v", h)
 	}
 	if state, err := job.Wait(); err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {

@@ -30,7 +30,8 @@ const FenceFileVariable = "LOCKERSH_FENCE_FILE"
 // restored is the parent's answer, to what is to be restarted and to the verdict.
 type restored struct {
 	Failed string
-	PID    int // by which we know the job
+	PID    int    // by which we know the job
+	ID     string // of the file that it was restored from
 }
 
 // verdict says whether a job that stands still may run, and under which fence.
@@ -85,7 +86,7 @@ func parentMain() int {
 		_ = out.Encode(restored{Failed: err.Error()})
 		return 1
 	}
-	_ = out.Encode(restored{PID: job.PID()})
+	_ = out.Encode(restored{PID: job.PID(), ID: job.Manifest.ID})
 	if err := <-decided; err != nil || !v.Run {
 		job.Kill()
 		_, _ = job.Wait()

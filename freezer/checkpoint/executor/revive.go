@@ -75,6 +75,8 @@ func kept(ctx context.Context, m *checkpoint.Manifest, s RestartSpec, locks Lock
 	}
 	for _, h := range holds {
 		switch {
+		case h.Suspended && h.Job == lock.Fence && h.ContextID != m.ID:
+			return nil, fmt.Errorf("%s is kept for the job in %s, and %s is another checkpoint of it", lock.Name, h.Context, s.File)
 		case h.Suspended && h.Job == lock.Fence && h.Ended:
 			return &h, nil
 		case h.Suspended && h.Job == lock.Fence:
@@ -116,7 +118,7 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	}
 	v := verdict{Run: true}
 	if hold != nil {
-		v.Fence, err = x.resume(ctx, locks, hold.Fence, made.PID)
+		v.Fence, err = x.resume(ctx, locks, hold.Fence, made)
 		if err != nil {
 			return fail(err)
 		}
@@ -144,14 +146,14 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 
 // resume gets the job its lock. If ctx ends first it is not known whether it has it: it
 // must not be let run then, and when it has ended the table takes the lock back.
-func (x *Executor) resume(ctx context.Context, locks Locks, fence uint64, pid int) (uint64, error) {
+func (x *Executor) resume(ctx context.Context, locks Locks, fence uint64, job restored) (uint64, error) {
 	type answer struct {
 		fence uint64
 		err   error
 	}
 	done := make(chan answer, 1)
 	x.work.Go(func() {
-		fence, err := locks.Resume(x.ctx, fence, pid)
+		fence, err := locks.Resume(x.ctx, fence, job.ID, job.PID)
 		done <- answer{fence, err}
 	})
 	select {
