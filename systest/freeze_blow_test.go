@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lockerd/lockerd/systest/farm"
 )
 
@@ -47,6 +49,14 @@ func (f *running) freeze(words ...string) {
 		_ = c.cmd.Wait()
 		close(c.ended)
 	}()
+}
+
+// lockctls lists those processes.
+func (f *running) lockctls() (pids []int) {
+	for _, c := range f.cmds {
+		pids = append(pids, c.cmd.Process.Pid)
+	}
+	return pids
 }
 
 func (f *running) kill() error {
@@ -119,11 +129,19 @@ func (s *site) attempt(e ending, rng *rand.Rand, early bool) outcome {
 		time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
 	}
 	o := outcome{frozen: f.frozen() && watch.stands(), hit: "nobody", lead: lead.Name}
-	at := time.Now() // before: to kill is to wait for the end too
-	if e.name == "deadline" {
+	at, ended := time.Now(), time.Now
+	switch {
+	case e.name == "deadline":
 		at = f.began.Add(shortFreeze)
+	case e.kills != nil:
+		ended = s.end(e.kills(f))
 	}
 	struck, heal, err := e.do(s, f)
+	if e.kills != nil {
+		killed := at
+		at = ended()
+		o.dying = at.Sub(killed)
+	}
 	watch.blow(struck, at)
 	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		s.t.Fatalf("%s: %v", e.name, err)
@@ -131,10 +149,55 @@ func (s *site) attempt(e ending, rng *rand.Rand, early bool) outcome {
 	if struck != nil {
 		o.hit = struck.Name
 	}
-	o.moved, o.stall = watch.end(o.frozen)
+	o.moved = watch.end(o.frozen)
+	o.at, o.stall, o.slow = at, watch.stall, watch.slow
 	heal()
 	s.awaitLockctl(e, f)
 	return o
+}
+
+// end looks out for the end of processes, and returns what waits for it and says when the last of
+// them had ended: that is when their descriptors are closed, however long it takes to reap them.
+func (s *site) end(pids []int) func() time.Time {
+	var fds []int
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue // and has been reaped
+		}
+		must(s.t, err)
+		fds = append(fds, fd)
+	}
+	done := make(chan time.Time, 1)
+	go func() {
+		for _, fd := range fds {
+			for {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(time.Minute/time.Millisecond))
+				if n > 0 || !errors.Is(err, unix.EINTR) {
+					break
+				}
+			}
+			_ = unix.Close(fd)
+		}
+		done <- time.Now()
+	}()
+	return func() time.Time { return <-done }
+}
+
+// logTime is how the nodes write the time, in UTC.
+const logTime = "2006-01-02T15:04:05.000"
+
+// logsFrom is what the nodes have logged since.
+func (s *site) logsFrom(since time.Time) string {
+	var text strings.Builder
+	for _, n := range s.farm.Nodes {
+		for line := range strings.Lines(n.Log()) {
+			if line >= since.UTC().Format(logTime) {
+				text.WriteString(n.Name + " " + line)
+			}
+		}
+	}
+	return text.String()
 }
 
 // awaitLockctl wants each lockctl that lives to say that it was thawed, and to end.
@@ -201,7 +264,7 @@ type watching struct {
 	mu    sync.Mutex
 	first map[int]time.Time // end of the first write to each volume
 	waits []waited
-	slow  time.Duration // the longest write where nothing was ever frozen
+	slow  time.Duration // the longest write where nothing was ever frozen: no excuse, as whatever held it up may be the freeze
 	stall time.Duration // after the blow
 }
 
@@ -317,7 +380,7 @@ func (w *watching) blow(struck *farm.Node, at time.Time) {
 }
 
 // end waits until everything moves, and says when it did.
-func (w *watching) end(frozen bool) (list []moved, stall time.Duration) {
+func (w *watching) end(frozen bool) (list []moved) {
 	w.looking.Wait()
 	close(w.stop)
 	w.counting.Wait()
@@ -338,6 +401,5 @@ func (w *watching) end(frozen bool) (list []moved, stall time.Duration) {
 	for at, after := range last {
 		list = append(list, moved{at.what, at.on == w.struck, after})
 	}
-	// A slow write elsewhere is no excuse: whatever held it up may be the freeze.
-	return list, w.stall
+	return list
 }

@@ -17,6 +17,9 @@ import (
 type ending struct {
 	name string
 	do   func(s *site, freeze *running) (struck *farm.Node, heal func(), err error)
+	// kills lists who is killed. The blow is their end, which the kernel puts off on a busy
+	// machine: until then they have all that they have open.
+	kills func(freeze *running) (pids []int)
 	// struck and others are the bounds, counted from the moment of the blow. An executor
 	// that has lost the leader waits orderGrace; the others learn of it from the leader,
 	// who sees at once that a process has ended.
@@ -45,32 +48,32 @@ var (
 	killed = series{"SYSTEST_FREEZES_KILLED", 3, []ending{
 		{"lockctl killed", func(_ *site, f *running) (*farm.Node, func(), error) {
 			return nil, func() {}, f.kill()
-		}, 0, slack},
+		}, (*running).lockctls, 0, slack},
 		{"node of lockctl killed", func(s *site, f *running) (*farm.Node, func(), error) {
 			f.by.Kill()
 			return f.by, func() { must(s.t, f.by.Start()) }, nil
-		}, slack, slack},
+		}, func(f *running) []int { return []int{f.by.PID()} }, slack, slack},
 		{"lockerd killed", func(s *site, f *running) (*farm.Node, func(), error) {
 			n := f.victim
 			n.Kill()
 			return n, func() { must(s.t, n.Start()) }, nil
-		}, slack, slack},
+		}, func(f *running) []int { return []int{f.victim.PID()} }, slack, slack},
 	}}
 	cutOff = series{"SYSTEST_FREEZES_CUT", 1, []ending{
 		{"node cut off", func(s *site, f *running) (*farm.Node, func(), error) {
 			n := f.victim
 			return n, func() { must(s.t, n.Heal()) }, n.Cut()
-		}, orderGrace + slack, quietTime + slack},
+		}, nil, orderGrace + slack, quietTime + slack},
 	}}
 	worn = series{"SYSTEST_FREEZES_WORN", 0, []ending{
 		{"deadline", func(_ *site, f *running) (*farm.Node, func(), error) {
 			time.Sleep(time.Until(f.began.Add(shortFreeze)))
 			return nil, func() {}, nil
-		}, 0, slack},
+		}, nil, 0, slack},
 		{"lockerd stopped", func(s *site, f *running) (*farm.Node, func(), error) {
 			n := f.victim
 			return n, func() { must(s.t, n.Signal(syscall.SIGCONT)) }, n.Signal(syscall.SIGSTOP)
-		}, guardLease + slack, quietTime + slack},
+		}, nil, guardLease + slack, quietTime + slack},
 	}}
 	allSeries = []series{killed, cutOff, worn}
 )
@@ -141,9 +144,17 @@ func (s *site) breakOffs(r series, rounds int, strict bool) {
 			o = s.attempt(e, rng, early) // it was over before the blow
 		}
 		proof.add(e, o)
-		for _, f := range o.late(e, allowed) {
+		late := o.late(e, allowed)
+		for _, f := range late {
 			proof.late++
 			s.t.Errorf("round %d, seed %d: %s on %s (%s leads): %s", round, seed, e.name, o.hit, o.lead, f)
+		}
+		if o.dying > longFreeze/2 {
+			s.t.Errorf("round %d, seed %d: %s on %s: it had ended after %v: was it in the way of its own freeze?", round, seed, e.name, o.hit, o.dying)
+		}
+		if len(late) > 0 {
+			s.t.Logf("the blow was at %s; where nothing was frozen a write took %v at most\n%s",
+				o.at.UTC().Format(logTime), o.slow.Round(time.Millisecond), s.logsFrom(o.at.Add(-time.Second)))
 		}
 		if proof.late > 10 {
 			break
@@ -154,7 +165,8 @@ func (s *site) breakOffs(r series, rounds int, strict bool) {
 		slices.Sort(list)
 		s.t.Logf("%-50s half within %v, all %d within %v", k, list[len(list)/2].Round(time.Millisecond), len(list), list[len(list)-1].Round(time.Millisecond))
 	}
-	s.t.Logf("%d freezes broken off (%v), of them when all was frozen: %v; %d late; the machine stood still for %v at most", proof.done, proof.broken, proof.frozen, proof.late, proof.stall.Round(time.Millisecond))
+	s.t.Logf("%d freezes broken off (%v), of them when all was frozen: %v; %d late; the machine stood still for %v at most, and who was killed had ended after %v at most",
+		proof.done, proof.broken, proof.frozen, proof.late, proof.stall.Round(time.Millisecond), proof.dying.Round(time.Millisecond))
 	if err := proof.err(); err != nil {
 		s.t.Error(err)
 	}
@@ -165,7 +177,10 @@ type outcome struct {
 	frozen    bool // everything was, at the blow
 	hit, lead string
 	moved     []moved
+	at        time.Time     // of the blow
+	dying     time.Duration // from the signal to the blow, if that is somebody's end
 	stall     time.Duration // of the machine
+	slow      time.Duration // the longest write where nothing was ever frozen
 }
 
 // moved is when something went on, counted from the blow.
@@ -205,7 +220,7 @@ type tally struct {
 	took           map[string][]time.Duration
 	broken, frozen map[string]int // by kind
 	done, late     int
-	stall          time.Duration
+	stall, dying   time.Duration
 }
 
 func (p *tally) add(e ending, o outcome) {
@@ -214,7 +229,7 @@ func (p *tally) add(e ending, o outcome) {
 	if o.frozen {
 		p.frozen[e.name]++
 	}
-	p.stall = max(p.stall, o.stall)
+	p.stall, p.dying = max(p.stall, o.stall), max(p.dying, o.dying)
 	for _, m := range o.moved {
 		p.took[e.name+", "+m.who()] = append(p.took[e.name+", "+m.who()], m.after)
 	}
