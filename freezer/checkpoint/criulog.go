@@ -12,7 +12,7 @@ import (
 const maxLog = 200
 
 // logLine is a line of CRIU's log: time, process, level, place and text.
-var logLine = regexp.MustCompile(`^(?:\([0-9.]+\))?\s*(?:[0-9]+: )?(Error|Warn)\s+\([^()]*:[0-9]+\): (.*)$`)
+var logLine = regexp.MustCompile(`^(?:\([0-9.]+\))?\s*(?:pie: )?(?:[0-9]+: )?(Error|Warn)\s+\([^()]*:[0-9]+\): (.*)$`)
 
 // criuLog is what CRIU complained of.
 type criuLog struct {
@@ -65,6 +65,9 @@ type verdict struct {
 var verdicts = []verdict{
 	{[]string{"Can't fork for", "File exists"}, Temp, syscall.EBUSY, ""},
 	{[]string{"Pid", "already exist"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Unable to create a thread: -17"}, Temp, syscall.EBUSY, "the number of one of its threads is in use"},
+	{[]string{"Unable to create a thread: -11"}, Temp, syscall.EAGAIN, "there may be no more threads now"},
+	{[]string{"Unable to create a thread: -12"}, Temp, syscall.ENOMEM, "memory is short"},
 	{[]string{"Address already in use"}, Temp, syscall.EADDRINUSE, ""},
 	{[]string{"Cannot allocate memory"}, Temp, syscall.ENOMEM, ""},
 	{[]string{"Resource temporarily unavailable"}, Temp, syscall.EAGAIN, ""},
