@@ -261,7 +261,9 @@ func probeMain() int {
 		return 1
 	}
 	out := os.NewFile(stageSocket, "port")
-	fmt.Fprintln(out, name.(*unix.SockaddrInet4).Port)
+	if _, err := fmt.Fprintln(out, name.(*unix.SockaddrInet4).Port); err != nil {
+		return 1 // nobody reads it: the parent above is not ours any more
+	}
 	_ = out.Close()
 	for os.Getppid() == parent {
 		time.Sleep(probeInterval)
