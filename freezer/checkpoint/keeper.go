@@ -18,8 +18,11 @@ import (
 // keeperScript runs CRIU, tells its status, and when the requester has ended removes the
 // box. Descriptor 3 is the end of a pipe whose other end only the requester has, 4 one to
 // tell the status through, 5 the lock of the box.
+//
+// A file that is too big is an error for CRIU, which it cleans up after, and not its end: see abort.
 const keeperScript = `box=$1
 shift
+trap '' XFSZ
 "$@" 3<&- 4>&-
 echo $? >&4
 exec 4>&-
@@ -49,11 +52,12 @@ type keeper struct {
 	held     *os.File // where the hook says that the processes are held; nil if they are not to be
 	verdict  *os.File // locked until we have made up our mind
 	finished chan error
+	patience time.Duration // how long CRIU may take to give up
 }
 
 // startKeeper starts CRIU. With hold it stops before it lets go of the processes.
 func startKeeper(b *box, criu string, args []string, hold bool) (k *keeper, err error) {
-	k = &keeper{box: b, finished: make(chan error, 1)}
+	k = &keeper{box: b, finished: make(chan error, 1), patience: giveUpTime}
 	var lifeEnd, statusEnd *os.File
 	defer func() {
 		closeAll(lifeEnd, statusEnd)
@@ -180,19 +184,29 @@ func (k *keeper) release() error {
 
 // end lets the processes run on, if they are still held, and waits for CRIU and the
 // keeper. Afterwards nothing is left of the box, and there is nobody who would write there.
-func (k *keeper) end(kill bool) {
+func (k *keeper) end(early bool) {
 	closeAll(k.verdict, k.life)
-	if kill {
-		k.killOthers() // the kernel lets go of what CRIU holds
+	if early {
+		k.abort()
 	}
 	// The keeper ends when CRIU has. If it was killed itself, CRIU may still be at work: in
 	// its group, whose number is not another's before we have waited for the keeper.
 	if !k.ended() {
-		k.killOthers()
+		k.abort()
 	}
 	_ = k.cmd.Wait()
 	closeAll(k.status, k.held)
 	k.box.remove()
+}
+
+// abort has CRIU end early. CRIU works inside the processes, with registers that it has to put
+// back: to kill it then can be their end. So at first nothing that it writes may be longer than
+// nothing, RLIMIT_FSIZE of getrlimit(2), which makes it give up and put all back. It is
+// killed if that takes too long.
+func (k *keeper) abort() {
+	none := &unix.Rlimit{}
+	k.others(k.patience, func(pid, _ int) { _ = unix.Prlimit(pid, unix.RLIMIT_FSIZE, none, nil) })
+	k.others(killTime, func(_, pidfd int) { _ = unix.PidfdSendSignal(pidfd, syscall.SIGKILL, nil, 0) })
 }
 
 // ended waits for the end of the keeper, without reaping it, and says whether it was one by
@@ -214,17 +228,20 @@ func (k *keeper) ended() bool {
 const cldExited = 1
 
 const (
+	// giveUpTime is how long CRIU may take to give up, usually.
+	giveUpTime = 10 * time.Second
 	// killTime is how long CRIU may take to end that was killed: it may be in the kernel,
 	// waiting for a disk.
-	killTime     = 10 * time.Second
-	killInterval = time.Millisecond
+	killTime = 10 * time.Second
+	// abortInterval is the pause between two tries.
+	abortInterval = time.Millisecond
 )
 
-// killOthers kills all of the keeper's group but the keeper, who is to see it, until that has
-// ended and they have.
-func (k *keeper) killOthers() {
+// others does something to all of the keeper's group but the keeper, who is to see their end, over and
+// over until that has ended and they have, or time is up.
+func (k *keeper) others(most time.Duration, do func(pid, pidfd int)) {
 	keeper := k.cmd.Process.Pid
-	for until := time.Now().Add(killTime); time.Now().Before(until); time.Sleep(killInterval) {
+	for until := time.Now().Add(most); time.Now().Before(until); time.Sleep(abortInterval) {
 		all, err := readTable()
 		if err != nil {
 			return
@@ -233,7 +250,7 @@ func (k *keeper) killOthers() {
 		for pid, p := range all {
 			if p.group == keeper && pid != keeper && p.lives() {
 				left = true
-				k.killOther(pid)
+				k.other(pid, do)
 			}
 		}
 		if !left {
@@ -242,13 +259,13 @@ func (k *keeper) killOthers() {
 	}
 }
 
-func (k *keeper) killOther(pid int) {
+func (k *keeper) other(pid int, do func(pid, pidfd int)) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
 	if p, err := readProcess(pid); err == nil && p.group == k.cmd.Process.Pid { // still that one
-		_ = unix.PidfdSendSignal(fd, syscall.SIGKILL, nil, 0)
+		do(pid, fd)
 	}
 }

@@ -9,25 +9,29 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // busyCRIU stands for CRIU at work: it makes its directory again and again, in several
 // processes, and says when it has begun.
 const busyCRIU = `#!/bin/sh
-work() { while :; do mkdir -p "$1/images"; : >"$1/images/x"; done 2>/dev/null; }
-for i in 1 2 3; do work "$1" & done
+work() { while mkdir -p "$1/images"; echo x >"$1/images/x" || [ "$3" ]; do :; done 2>/dev/null; }
+for i in 1 2 3; do work "$1" "$2" "$3" & done
 : >"$2"
-work "$1"
+work "$1" "$2" "$3"
+wait
 `
 
 // Nothing is left of the directory that CRIU was at work in, and nobody who would make it
-// again, whoever was killed.
+// again, whoever was killed. CRIU, which has to put back the registers of the processes, is not as long
+// as it gives up by itself.
 func TestAKilledCRIULeavesNothing(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		name string
-		kill bool // CRIU, by us, or else the keeper, by somebody
-	}{{"criu", true}, {"keeper", false}} {
+		name     string
+		kill     bool   // the keeper, by somebody
+		stubborn string // CRIU does not give up
+	}{{"early", false, ""}, {"keeper", true, ""}, {"early_stubborn", false, "yes"}, {"keeper_stubborn", true, "yes"}} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
 			program, begun := filepath.Join(t.TempDir(), "criu"), filepath.Join(t.TempDir(), "begun")
@@ -38,18 +42,25 @@ func TestAKilledCRIULeavesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			k, err := startKeeper(b, program, []string{b.dir, begun}, false)
+			k, err := startKeeper(b, program, []string{b.dir, begun, c.stubborn}, false)
 			if err != nil {
 				t.Fatal(err)
 			}
 			group := k.cmd.Process.Pid
 			await(t, "it to begin", func() bool { return isThere(begun) })
-			if !c.kill {
+			k.patience = time.Minute
+			if c.stubborn != "" {
+				k.patience = 100 * time.Millisecond
+			}
+			if c.kill {
 				if err := k.cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			k.end(c.kill)
+			k.end(!c.kill)
+			if s, ok := k.cmd.ProcessState.Sys().(syscall.WaitStatus); !c.kill && c.stubborn == "" && (!ok || !s.Exited()) {
+				t.Errorf("CRIU gave up, and its keeper ended with %v", k.cmd.ProcessState)
+			}
 			noBoxes(t, dir)
 			all, err := readTable()
 			if err != nil {
