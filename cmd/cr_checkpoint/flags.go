@@ -56,11 +56,13 @@ which with --self is 5 EIO instead of 10:
    3 ESRCH    there is no such process
   16 EBUSY    it is traced by another program
   17 EEXIST   FILE is there, with --noclobber
-  22 EINVAL   wrong usage
+  21 EISDIR   FILE is a directory
+  22 EINVAL   wrong usage, or FILE is a pipe or a device
   28 ENOSPC   the disk is full
+  32 EPIPE    whoever was to read what --fd writes is gone
   95 ENOTSUP  what it uses cannot be checkpointed
  107 ENOTCONN it has an open connection
- 110 ETIME    it did not stand still, or the time is up
+ 110 ETIMEDOUT it did not stand still, or the time is up
 `
 
 // How much is told of CRIU's messages.

@@ -38,6 +38,8 @@ func run(args []string) int {
 	case o.self:
 		return o.checkpointSelf()
 	}
+	// Without this a reader of --fd 1 that goes away ends us before we have cleaned up.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	if o.timeout > 0 {

@@ -124,8 +124,11 @@ func Checkpoint(ctx context.Context, o Order) (*Report, error) {
 	}
 	if o.File != "" && o.User == nil {
 		in = filepath.Dir(o.File)
-		if st, err := os.Lstat(o.File); err == nil && (o.Exclusive || st.IsDir()) {
+		if _, err := os.Lstat(o.File); err == nil && o.Exclusive {
 			return nil, fail(Args, syscall.EEXIST, "%s is there already", o.File)
+		}
+		if err := replaceable(o.File); err != nil {
+			return nil, err
 		}
 	}
 	b, err := newBox(in)
@@ -331,6 +334,20 @@ func (o *Order) write(ctx context.Context, f *os.File, m *Manifest, b *box) (siz
 	}
 	err = writeContext(w, m, b.images(), o.Compress)
 	return w.n, err
+}
+
+// replaceable refuses to put a file in the place of a directory, a pipe or a device, also
+// behind a symbolic link: that of /dev/stdout is everybody's.
+func replaceable(path string) error {
+	switch st, err := os.Stat(path); {
+	case err != nil: // it is not there, or making the file says why not
+		return nil
+	case st.IsDir():
+		return fail(Args, syscall.EISDIR, "%s is a directory", path)
+	case !st.Mode().IsRegular():
+		return fail(Args, syscall.EINVAL, "%s is no regular file, and would be replaced by one", path)
+	}
+	return nil
 }
 
 // publish gives the file its name.

@@ -16,7 +16,7 @@ import (
 )
 
 // keeperScript runs CRIU, tells its status, and when the requester has ended removes the
-// box. Descriptor 3 is the end of a pipe whose other end only the requester has, 4 one to
+// box, also if the status is nobody's any more. Descriptor 3 is the end of a pipe whose other end only the requester has, 4 one to
 // tell the status through, 5 the lock of the box.
 //
 // A file that is too big is an error for CRIU, which it cleans up after, and not its end: see abort.
@@ -24,7 +24,9 @@ const keeperScript = `box=$1
 shift
 trap '' XFSZ
 "$@" 3<&- 4>&-
-echo $? >&4
+status=$?
+trap '' PIPE
+echo $status >&4
 exec 4>&-
 read -r never <&3
 exec rm -rf -- "$box"`

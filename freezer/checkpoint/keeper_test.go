@@ -76,6 +76,39 @@ func TestAKilledCRIULeavesNothing(t *testing.T) {
 	}
 }
 
+// Who has asked for a checkpoint may be killed while CRIU is at work. The keeper, which has
+// nobody to tell then how that ended, removes the directory all the same.
+func TestADeadRequesterLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	program, goOn := filepath.Join(t.TempDir(), "criu"), filepath.Join(t.TempDir(), "go")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nread -r never <\"$1\"\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(goOn, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := newBox(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := startKeeper(b, program, []string{goOn}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(k.status, k.life) // what the kernel does for the dead
+	f, err := os.OpenFile(goOn, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	if err := k.cmd.Wait(); err != nil {
+		t.Error("the keeper: ", err)
+	}
+	noBoxes(t, dir)
+	_ = b.lock.Close()
+}
+
 // isThere says whether there is a file.
 func isThere(path string) bool { _, err := os.Stat(path); return err == nil }
 

@@ -142,6 +142,9 @@ type userFile struct {
 func (u *User) create(path string) (f *userFile, err error) {
 	f = &userFile{user: u, name: filepath.Base(path)}
 	err = u.do(func() error {
+		if err := replaceable(path); err != nil {
+			return err
+		}
 		if f.dir, err = os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 			return err
 		}
