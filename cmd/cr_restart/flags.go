@@ -52,6 +52,7 @@ error (errno(3)):
    2 ENOENT  the file, or a file that the job needs, is missing
   16 EBUSY   a number that the job needs is in use
   22 EINVAL  wrong usage; the file is damaged, or is for another kind of machine
+  37 ENOLCK  its lock is kept for it: see lockctl restart (or --without-lock)
 `
 
 // How much is told of CRIU's messages.
@@ -140,6 +141,7 @@ func flags(o *options) *pflag.FlagSet {
 	pair("pgid", "they have the process groups they had", "they join the process group of cr_restart (default)", &o.plan.KeepGroups)
 	pair("sid", "they have the sessions they had", "they join the session of cr_restart (default)", &o.plan.KeepSessions)
 
+	fs.BoolVar(&o.plan.Suspended, "without-lock", false, "restart a job for which lockctl keeps its lock, without the lock")
 	fs.BoolVar(&o.plan.Trusted, "trust", false, "restart a file that another user than root could have written: whoever wrote it decides what is run")
 
 	kmsg := func(v int) func() { return func() { o.kmsg = v } }

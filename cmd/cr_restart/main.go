@@ -118,8 +118,11 @@ func (o *options) failed(err error) int {
 		}
 	}
 	hint := ""
-	if errors.Is(err, checkpoint.ErrUntrusted) {
+	switch {
+	case errors.Is(err, checkpoint.ErrUntrusted):
 		hint = ", or say --trust"
+	case errors.Is(err, checkpoint.ErrSuspended):
+		hint = ", or say --without-lock"
 	}
 	o.say("Restart failed: " + err.Error() + hint)
 	if o.kmsg != kmsgNone {

@@ -47,6 +47,8 @@ type Order struct {
 	// are to. The file is not safe then.
 	Copied func()
 	Locks  []Lock
+	// Suspended says that the locks are kept for the file while the processes are on disk.
+	Suspended bool
 	// User is whose file it is to be, nil for root's. All processes have to be theirs,
 	// and what they may not write is not written. Images and the unfinished file are then
 	// not beside it, but in Scratch.
@@ -196,7 +198,7 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 		return nil, err
 	}
 	r.Manifest.Target, r.Manifest.TCP, r.Manifest.Locks, r.Manifest.CRIU = o.Target.String(), string(o.TCP), o.Locks, o.CRIU.Version
-	r.Manifest.Asker = o.Asker
+	r.Manifest.Asker, r.Manifest.Suspended = o.Asker, o.Suspended
 	if o.User != nil {
 		if err := o.User.mayHave(b.images(), r.Manifest); err != nil {
 			return nil, err

@@ -36,6 +36,7 @@ type Manifest struct {
 	Files     []File     `json:"files,omitempty"`
 	TCP       string     `json:"tcp,omitempty"`
 	Locks     []Lock     `json:"locks,omitempty"`
+	Suspended bool       `json:"suspended,omitempty"` // the locks are kept for the file
 	Asker     *Asker     `json:"asker,omitempty"`
 	Parts     []Part     `json:"parts"`
 }

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -20,7 +21,9 @@ type Plan struct {
 	File   string
 	Reader io.Reader // instead of File
 	// Trusted says that the file is to be restarted even if others could have written it.
-	Trusted     bool
+	Trusted bool
+	// Suspended says that whoever restarts it sees to the locks that are kept for the file, if any are.
+	Suspended   bool
 	Relocations []Relocation
 	// NewPIDs gives the processes other numbers, seen from outside: they live in a pid
 	// namespace of their own, in which they have the old ones.
@@ -94,6 +97,10 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := context.manifest.mayRun(p.Suspended); err != nil {
+		context.close()
+		return nil, err
+	}
 	b, err := newBox(in)
 	if err != nil && p.File != "" { // a directory that cannot be written to may be read from
 		b, err = newBox(os.TempDir())
@@ -111,6 +118,20 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 		return nil, classed(err, "restart")
 	}
 	return j, nil
+}
+
+// ErrSuspended says that locks are kept for the file, which a restart would go on without.
+var ErrSuspended = errors.New("kept for it")
+
+func (m *Manifest) mayRun(suspended bool) error {
+	if !m.Suspended || suspended {
+		return nil
+	}
+	var names []string
+	for _, l := range m.Locks {
+		names = append(names, l.Name)
+	}
+	return fail(Env, syscall.ENOLCK, "%s is %w: restart it with lockctl restart, which takes the lock over", strings.Join(names, " "), ErrSuspended)
 }
 
 // open opens the file.

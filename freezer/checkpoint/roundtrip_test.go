@@ -103,3 +103,21 @@ func TestNewPIDs(t *testing.T) {
 	}
 	_ = os.Remove(file)
 }
+
+// A job for which a lock is kept goes on with the lock, or when somebody says that it need not.
+func TestASuspendedJobTakesItsLock(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := begin(t, "count")
+	file, _ := j.save(t, func(o *Order) {
+		o.Locks, o.Suspended = []Lock{{Name: "job1", Fence: 7}}, true
+	})
+	_, err := Restart(context.Background(), Plan{File: file, CRIU: need(t)})
+	var e *Error
+	if !errors.Is(err, ErrSuspended) || !errors.As(err, &e) || e.Errno != syscall.ENOLCK || !strings.Contains(err.Error(), "job1 is kept for it") {
+		t.Fatalf("the error is %v", err)
+	}
+	noBoxes(t, j.dir)
+	restart(t, Plan{File: file, Suspended: true})
+	j.goesOn(t)
+}

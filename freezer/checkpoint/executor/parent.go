@@ -125,7 +125,7 @@ func restore(ctx context.Context, s RestartSpec) (*checkpoint.Job, error) {
 		}
 	}
 	job, err := checkpoint.Restart(ctx, checkpoint.Plan{
-		File: s.File, Relocations: s.Relocations, NewPIDs: s.NewPIDs, Signal: syscall.SIGSTOP, Trusted: s.Trust,
+		File: s.File, Relocations: s.Relocations, NewPIDs: s.NewPIDs, Signal: syscall.SIGSTOP, Trusted: s.Trust, Suspended: true,
 	})
 	if err != nil {
 		return nil, err

@@ -86,6 +86,7 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 			}
 			return said(r, o.Signal), nil
 		}
+		o.Suspended = true
 		a := &suspension{order: order, locks: locks, hold: hold, file: s.File}
 		o.Safe = func(m *checkpoint.Manifest) error {
 			a.manifest = m
