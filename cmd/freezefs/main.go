@@ -87,6 +87,9 @@ func freeze(ctx context.Context, o *options) int {
 		}
 	case <-ctx.Done(): // somebody has the output who reads nothing of it
 	case <-guard.Done():
+		if o.wait { // whoever was told, or not: it is over
+			return wait(ctx, guard)
+		}
 		return program.Complain(guard.Err())
 	}
 	// Nobody has been told that it is frozen.
