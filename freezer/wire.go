@@ -196,10 +196,17 @@ func (p *packets) receive() (m message, fd int, err error) {
 	}
 	oob := make([]byte, unix.CmsgSpace(4))
 	var n, oobn int
+	reset := false
 	waited := conn.Read(func(s uintptr) bool {
 		for {
 			n, oobn, _, _, err = unix.Recvmsg(int(s), p.buf, oob, unix.MSG_CMSG_CLOEXEC)
-			if err != unix.EINTR {
+			switch {
+			case err == unix.EINTR:
+			case err == unix.ECONNRESET && !reset:
+				// The other end was closed before it had read all of ours. The kernel says so once, and
+				// before what the other end had said last.
+				reset = true
+			default:
 				return err != unix.EAGAIN
 			}
 		}
