@@ -138,7 +138,7 @@ func renews(kind string, n int) proof {
 }
 
 // removes: one server is another afterwards, also where nobody has heard of it since all
-// were started: then the others know no name of it.
+// were started: then the others have its name from before.
 func removes(t *testing.T, g *ground) {
 	renews("member", 1)(t, g)
 	last := g.c.Nodes[2]
@@ -153,7 +153,7 @@ func removes(t *testing.T, g *ground) {
 	}
 	await(t, "two of three to have a leader", func() bool {
 		voters, err := g.c.Voters(t.Context())
-		return err == nil && slices.ContainsFunc(voters, func(s db.Server) bool { return s.Addr == last.Peer() && s.Name == "" })
+		return err == nil && slices.ContainsFunc(voters, func(s db.Server) bool { return s.Addr == last.Peer() && s.Name == last.Name })
 	})
 	was := ""
 	voters, err := g.c.Voters(t.Context())
