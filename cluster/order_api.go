@@ -240,13 +240,16 @@ func (n *Node) Thaw(ctx context.Context, req ThawRequest, by string) ([]OrderInf
 	}
 	for _, o := range list {
 		res, err := n.Submit(ctx, fsm.OrderEnd{Order: fsm.OrderID(o.ID), By: by, Reason: fsm.OrderThawed})
-		n.log.Info("order to be ended", "order", o.ID, "action", o.Action, "asked for by", o.By, "by", by, "refused", res.Reason, "error", err)
+		about := []any{"order", o.ID, "action", o.Action, "asked for by", o.By, "by", by}
 		switch {
 		case err != nil:
+			n.log.Warn("order to be ended, and not known to be", append(about, "error", err)...)
 			return nil, fmt.Errorf("it is not known whether order %d is ended: %w", o.ID, err)
 		case res.Code == fsm.Refused:
+			n.log.Warn("order to be ended: refused", append(about, "reason", res.Reason)...)
 			return nil, Refusal(res.Reason)
 		}
+		n.log.Info("order to be ended", about...)
 	}
 	for i, o := range list {
 		for o.State != fsm.OrderClosed.String() {
