@@ -71,9 +71,11 @@ func (j *jobs) running() (list []proc) {
 }
 
 // settled waits until a job either runs, and has its lock, or is on disk, and its lock is
-// kept for it. It is neither gone nor there twice, nor does it stand still.
+// kept for it. It is neither gone nor there twice, nor does it stand still; nor does it go on while
+// its lock can be had, though what was killed in a restart may be there for a moment yet.
 func (j *jobs) settled(by *farm.Node, file string) (suspended bool) {
 	j.t.Helper()
+	kept := -1 // how far the job was when its lock was first seen to be kept
 	await(j.t, 90*time.Second, "the job to run or be on disk", func() error {
 		there := j.running()
 		if len(there) > 1 {
@@ -88,8 +90,15 @@ func (j *jobs) settled(by *farm.Node, file string) (suspended bool) {
 		switch {
 		case suspended && h.Suspended.Ending:
 			return errors.New("the lock is suspended, and the job is not known to have ended")
+		}
+		if n := j.count(); suspended && kept < 0 {
+			kept = n
+		} else if suspended && n > kept {
+			j.t.Fatalf("the lock can be had, and the job has gone on from %d to %d: %+v", kept, n, there)
+		}
+		switch {
 		case suspended && len(there) > 0:
-			j.t.Fatalf("the lock can be had, and the job runs: %+v", there)
+			return fmt.Errorf("the lock can be had, and these are there: %+v", there)
 		case suspended && err != nil:
 			j.t.Fatalf("the lock is suspended without a file: %v", err)
 		case suspended:
