@@ -55,6 +55,11 @@ func newBox(in string) (*box, error) {
 func (b *box) path(name string) string { return filepath.Join(b.dir, name) }
 func (b *box) images() string          { return b.path("images") }
 
+// room is an error if no more can be written to the box.
+func (b *box) room() error {
+	return os.WriteFile(b.path("room"), make([]byte, 4096), 0o600)
+}
+
 func (b *box) remove() {
 	_ = os.RemoveAll(b.dir)
 	if b.lock != nil {

@@ -132,6 +132,9 @@ func Checkpoint(ctx context.Context, o Order) (*Report, error) {
 		if err := replaceable(o.File); err != nil {
 			return nil, err
 		}
+		if err := o.checkBackup(); err != nil {
+			return nil, err
+		}
 	}
 	b, err := newBox(in)
 	if err != nil {
@@ -185,6 +188,11 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 	log := readLog(b.path(dumpLog))
 	if errors.Is(err, errCRIU) {
 		ended = true
+		if len(log.errors) == 0 { // it may be that it could not say anything
+			if err := b.room(); err != nil {
+				return nil, err
+			}
+		}
 		return nil, log.judge(fmt.Sprintf("checkpoint %v", o.Target))
 	}
 	if err != nil {
@@ -326,7 +334,7 @@ func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err 
 	if err := f.Close(); err != nil {
 		return 0, err
 	}
-	return size, o.publish(b.path("context"))
+	return size, o.publish(b)
 }
 
 func (o *Order) write(ctx context.Context, f *os.File, m *Manifest, b *box) (size int64, err error) {
@@ -352,13 +360,46 @@ func replaceable(path string) error {
 	return nil
 }
 
-// publish gives the file its name.
-func (o *Order) publish(made string) error {
+// checkBackup refuses what could only fail, or lose something, when all is done.
+func (o *Order) checkBackup() error {
+	if o.Backup == "" {
+		return nil
+	}
+	var err error
+	if o.Backup, err = filepath.Abs(o.Backup); err != nil {
+		return classed(err, "find our directory")
+	}
+	if o.Backup == o.File {
+		return fail(Args, syscall.EINVAL, "%s cannot be its own backup", o.File)
+	}
+	if err := replaceable(o.Backup); err != nil {
+		return err
+	}
+	file, err := os.Lstat(o.File)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // there is nothing to keep
+	}
+	if err != nil {
+		return classed(err, "look at the old file")
+	}
+	dir, err := os.Stat(filepath.Dir(o.Backup))
+	if err != nil {
+		return classed(err, "look at the directory of the backup")
+	}
+	if file.Sys().(*syscall.Stat_t).Dev != dir.Sys().(*syscall.Stat_t).Dev {
+		return fail(Args, syscall.EXDEV, "the backup %s would be on another file system than %s", o.Backup, o.File)
+	}
+	return nil
+}
+
+// publish gives the file that was made in the box its name.
+func (o *Order) publish(b *box) error {
 	if o.Backup != "" {
-		if err := keep(o.File, o.Backup); err != nil {
+		if err := keep(o.File, o.Backup, b); err != nil {
 			return err
 		}
 	}
+	made := b.path("context")
 	var err error
 	if o.Exclusive {
 		err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, o.File, unix.RENAME_NOREPLACE)
@@ -379,15 +420,20 @@ func (o *Order) publish(made string) error {
 	return dir.Sync()
 }
 
-// keep gives a file another name too, so that it is there until it is replaced.
-func keep(file, name string) error {
-	if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
+// keep gives a file another name too, so that it is there until it is replaced. What had
+// that name is replaced in one step.
+func keep(file, name string, b *box) error {
+	err := os.Link(file, b.path("old"))
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	if err == nil {
+		err = os.Rename(b.path("old"), name)
 	}
-	return os.Link(file, name)
+	if err != nil {
+		return fmt.Errorf("keep %s as %s: %w", file, name, err)
+	}
+	return nil
 }
 
 // counter counts what is written, gives up at the end of a context, and has the disk

@@ -232,6 +232,32 @@ func TestAFullDiskLeavesNothing(t *testing.T) {
 	}
 }
 
+// Each file that a checkpoint makes can be the one for which there is no room.
+func TestAFullDiskAtEveryStep(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "count")
+	options := []string{"size=4k", "size=8k", "size=16k"}
+	for n := 2; n <= 12; n++ { // one is the directory that is mounted
+		options = append(options, fmt.Sprintf("nr_inodes=%d", n))
+	}
+	for _, option := range options {
+		small := t.TempDir()
+		if err := unix.Mount("tmpfs", small, "tmpfs", 0, option); err != nil {
+			t.Skip("it takes the right to mount: ", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+		_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: filepath.Join(small, "x"), Signal: syscall.SIGKILL, CRIU: c})
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v", option, err)
+		}
+		if left, _ := os.ReadDir(small); len(left) > 0 {
+			t.Errorf("%s: left behind: %v", option, left)
+		}
+		j.goesOn(t)
+	}
+}
+
 func TestPolicies(t *testing.T) {
 	t.Parallel()
 	c := need(t)
@@ -272,6 +298,82 @@ func TestPolicies(t *testing.T) {
 	}
 	if _, err := Checkpoint(context.Background(), Order{Target: Tree(j.pid()), File: file, CRIU: c, Incremental: true}); !errors.Is(err, syscall.EOPNOTSUPP) {
 		t.Errorf("incremental: %v", err)
+	}
+	j.goesOn(t)
+}
+
+// Whatever stands where the backup is to be, nothing is lost but what the backup replaces.
+func TestBackups(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "count")
+	write := func(path, text string) string {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	save := func(file, backup string) error {
+		_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: file, Backup: backup, CRIU: c})
+		noBoxes(t, j.dir)
+		return err
+	}
+	refused := func(what, backup string, errno syscall.Errno) {
+		t.Helper()
+		file := write(j.path("refused"), "old")
+		before, _ := os.Lstat(backup)
+		err := save(file, backup)
+		after, _ := os.Lstat(backup)
+		text, e := os.ReadFile(file)
+		if !errors.Is(err, errno) || e != nil || string(text) != "old" || (before == nil) != (after == nil) || before != nil && !os.SameFile(before, after) {
+			t.Errorf("%s: %v; the old file has %q, %v; in place of the backup is %v", what, err, text, e, after)
+		}
+	}
+	refused("the file itself", j.path("refused"), syscall.EINVAL)
+	refused("the file itself, by another path", filepath.Dir(j.dir)+"/./"+filepath.Base(j.dir)+"/refused", syscall.EINVAL)
+	fifo := j.path("fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("a pipe", fifo, syscall.EINVAL)
+	dir := j.path("dir")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refused("a directory", dir, syscall.EISDIR)
+	refused("in a directory that is not there", j.path("none/x~"), syscall.ENOENT)
+	other := j.path("other")
+	if err := os.Mkdir(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", other, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("it takes the right to mount: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(other, unix.MNT_DETACH) })
+	refused("on another file system", write(other+"/x~", "older"), syscall.EXDEV)
+
+	file, backup := write(j.path("x"), "old"), write(j.path("x~"), "older")
+	if err := save(file, backup); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(backup); err != nil || string(text) != "old" {
+		t.Errorf("the backup has %q, %v", text, err)
+	}
+	linked := j.path("linked")
+	if err := os.Link(file, linked); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := save(file, linked); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.Stat(linked)
+	if err != nil || !os.SameFile(want, got) {
+		t.Errorf("a backup that is another name of the file already: %v, %v", got, err)
 	}
 	j.goesOn(t)
 }

@@ -58,8 +58,8 @@ type keeper struct {
 }
 
 // startKeeper starts CRIU. With hold it stops before it lets go of the processes.
-func startKeeper(b *box, criu string, args []string, hold bool) (k *keeper, err error) {
-	k = &keeper{box: b, finished: make(chan error, 1), patience: giveUpTime}
+func startKeeper(b *box, criu string, args []string, hold bool) (_ *keeper, err error) {
+	k := &keeper{box: b, finished: make(chan error, 1), patience: giveUpTime}
 	var lifeEnd, statusEnd *os.File
 	defer func() {
 		closeAll(lifeEnd, statusEnd)

@@ -77,6 +77,10 @@ func TestRefused(t *testing.T) {
 	if err := os.WriteFile(there, []byte("no context"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe := filepath.Join(dir, "pipe") // whoever opens it waits for a writer
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	me, idle := os.Getpid(), sleeping(t).Pid
 	locks := []Hold{
 		{Fence: 1, Locks: []string{"far"}, Host: "h2", PID: me},
@@ -124,6 +128,8 @@ func TestRefused(t *testing.T) {
 		{ActionRestart, RestartSpec{File: there}, there},
 		{ActionRestart, RestartSpec{File: open}, "(chown, chmod), or say --trust"},
 		{ActionRestart, RestartSpec{File: open, Trust: true}, "it is no context file"},
+		{ActionRestart, RestartSpec{File: pipe}, "is no regular file"},
+		{ActionRestart, RestartSpec{File: dir}, "is no regular file"},
 		{ActionRestart, RestartSpec{File: there, Relocations: make([]checkpoint.Relocation, 17)}, "at most 16"},
 	} {
 		err := prepare(t, tt.action, tt.spec, locks...)

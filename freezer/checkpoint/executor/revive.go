@@ -44,12 +44,17 @@ func (x *Executor) revive(ctx context.Context, order uint64, s RestartSpec, lock
 	return func(ctx context.Context) (string, error) { return x.restart(ctx, order, s, m, hold, locks) }, nil
 }
 
+// inspect reads the manifest of a file on this host. It waits for nobody at the other end of
+// a pipe.
 func inspect(path string) (*checkpoint.Manifest, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("the context file on this node: %w", err)
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is no regular file", path))
+	}
 	m, err := checkpoint.Inspect(f, false)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
