@@ -357,9 +357,17 @@ func (r *runner) attempt(ctx context.Context, why syscall.Signal, o checkpoint.O
 			}
 		}
 		if a.report, a.err = checkpoint.Checkpoint(ctx, o); a.err == nil && (r.Verbose || r.series == nil) {
-			r.say("checkpoint %s: %d bytes, it stood still for %v", filepath.Base(o.File), a.report.Size, a.report.Pause.Round(time.Millisecond))
+			r.say("checkpoint %s: %d bytes, %s", filepath.Base(o.File), a.report.Size, became(o.Signal, a.report.Pause))
 		}
 	}()
+}
+
+// became says what has become of a command that was saved.
+func became(sig syscall.Signal, pause time.Duration) string {
+	if sig == syscall.SIGKILL {
+		return "and it was ended"
+	}
+	return fmt.Sprintf("it stood still for %v", pause.Round(time.Millisecond))
 }
 
 // finished is for the end of a checkpoint.

@@ -116,6 +116,9 @@ func prepareBatch(s *settings) (b *batch, code int, err error) {
 
 // tryDir finds out whether contexts can be made in the directory that would be restored.
 func (b *batch) tryDir() error {
+	if _, err := os.Stat(b.Dir); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("there is no directory %s: make it first, where all hosts have it", b.Dir)
+	}
 	probe, err := os.CreateTemp(b.Dir, ".lockersh-*")
 	if err != nil {
 		return err
