@@ -263,7 +263,9 @@ func TestASuspendedJob(t *testing.T) {
 	// It can be suspended again, and ends with its lock.
 	j.want(c, lockctl, "checkpoint", "--node", b.Name, "--lock", "job1", "--suspend", "--file", j.file("second.ckpt"))
 	j.refused(a, "is not kept for the job", lockctl, "restart", "--node", c.Name, "--file", file)
-	j.want(a, lockctl, "restart", "--node", c.Name, "--no-restore-pid", "--file", j.file("second.ckpt"))
+	must(t, os.Chmod(j.file("second.ckpt"), 0o666))
+	j.refused(a, "or say --trust", lockctl, "restart", "--node", c.Name, "--no-restore-pid", "--file", j.file("second.ckpt"))
+	j.want(a, lockctl, "restart", "--node", c.Name, "--no-restore-pid", "--trust", "--file", j.file("second.ckpt"))
 	if last := j.hold(a); last == nil || last.Fence <= h.Fence {
 		t.Errorf("the lock of the job restarted twice: %+v", last)
 	}
@@ -271,6 +273,16 @@ func TestASuspendedJob(t *testing.T) {
 	must(t, os.WriteFile(j.file("stop"), nil, 0o644))
 	j.free(a)
 	whole(t, j.file("out"))
+
+	// A command that has a connection of lockersh is refused, and told what helps.
+	must(t, os.Remove(j.file("stop")))
+	must(t, os.Remove(j.file("out")))
+	job = j.begin(a, lockersh, "--lock", "job1", "--", "sh", "job")
+	j.counts()
+	j.refused(b, "start it with lockersh --checkpointable", lockctl, "checkpoint", "--node", a.Name, "--lock", "job1", "--suspend", "--file", j.file("sh.ckpt"))
+	j.counts()
+	must(t, os.WriteFile(j.file("stop"), nil, 0o644))
+	ended(job)
 
 	// A lockersh whose command is suspended says so, and leaves the lock alone.
 	must(t, os.Remove(j.file("stop")))

@@ -27,7 +27,8 @@ or the one that holds the lock of --lock. It runs on afterwards, unless --stop o
 With --suspend it is ended, and its lock is kept for it: nobody gets the lock until lockctl
 restart has started the job again, there or on another node, under a new fence; or until
 lockctl break gives it up. A lockersh whose command that was ends with the status 79. It is
-refused if the job holds another lock too, as it would lose that one.
+refused if the job holds another lock too, as it would lose that one, unless it has both in
+one hold (lockersh --all).
 
 If anything is refused, or fails, the job runs on as if nothing had been asked. The node
 has to run with --executors checkpoint, and it takes CRIU there. What can be saved is told in

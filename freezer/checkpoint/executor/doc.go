@@ -14,7 +14,8 @@
 // one can get the lock. If this program is killed in between, the job runs on, alone with
 // its lock, until the next one ends it ([Executor.Recover]).
 //
-// A job that has another hold too is refused, as it would lose that.
+// A job that has another hold too is refused, as it would lose that: also if that is of a
+// lockersh which runs nothing but the lockersh of this one.
 //
 // # A restart
 //

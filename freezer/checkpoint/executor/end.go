@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,7 +30,7 @@ type suspension struct {
 
 // suspend has the table keep the lock, while the job stands still and its file is whole.
 func (x *Executor) suspend(ctx context.Context, s *suspension) error {
-	var pids []int
+	pids := above(s.manifest.Root)
 	for _, p := range s.manifest.Processes {
 		pids = append(pids, p.PID)
 	}
@@ -137,7 +136,7 @@ func only(ctx context.Context, locks Locks, pids []int, hold *Hold) error {
 	}
 	for _, h := range holds {
 		if h.Fence != hold.Fence && !h.Over && !h.Suspended && slices.Contains(pids, h.PID) {
-			return fmt.Errorf("the job holds %s too (process %d, fence %d), beside %s: one hold can be kept for it, so release the other",
+			return fmt.Errorf("the job holds %s too (process %d, fence %d), beside %s: one hold can be kept for it; release the other, or take both as one (lockersh --all)",
 				strings.Join(h.Locks, " "), h.PID, h.Fence, strings.Join(hold.Locks, " "))
 		}
 	}
@@ -215,11 +214,11 @@ func runs(pid int, start uint64) bool {
 		return false
 	}
 	for _, p := range append(all, pid) {
-		text, err := os.ReadFile("/proc/" + strconv.Itoa(p) + "/stat")
+		state, err := statOf(p, 3)
 		if err != nil {
 			return false
 		}
-		switch fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])); fields[0] {
+		switch state {
 		case "T", "t", "Z", "X":
 			return false
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,6 +136,74 @@ func TestRefused(t *testing.T) {
 		err := prepare(t, tt.action, tt.spec, locks...)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s %+v: %v; want it refused: %s", tt.action, tt.spec, err, tt.want)
+		}
+	}
+}
+
+// lockersh is a process whose program has that name, and its child, until the test is over.
+func lockersh(t *testing.T, name string) (pid, child int) {
+	t.Helper()
+	shell, err := os.ReadFile("/bin/sh")
+	path := filepath.Join(t.TempDir(), "lockersh")
+	if err == nil {
+		err = os.WriteFile(path, shell, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(path, "-c", "sleep 1000 & echo $!; wait")
+	c.Args[0] = name
+	out, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = syscall.Kill(child, syscall.SIGKILL)
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	if _, err := fmt.Fscan(out, &child); err != nil {
+		t.Fatal(err)
+	}
+	return c.Process.Pid, child
+}
+
+// TestTwoLocks refuses a job under two lockershs, as it would lose one of its locks, by
+// whichever it is named.
+func TestTwoLocks(t *testing.T) {
+	inner, job := lockersh(t, "lockersh")
+	holds := []Hold{
+		{Fence: 1, Locks: []string{"a"}, PID: inner, Here: true}, // of a lockersh around it
+		{Fence: 2, Locks: []string{"b"}, PID: job, Here: true},
+	}
+	for lock, other := range map[string]string{"a": "b too (process", "b": "a too (process"} {
+		err := prepare(t, ActionCheckpoint, CheckpointSpec{Lock: lock, File: filepath.Join(t.TempDir(), "f"), Suspend: true}, holds...)
+		if err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), "beside "+lock+": one hold can be kept for it; release") {
+			t.Errorf("the job of %s: %v", lock, err)
+		}
+	}
+}
+
+// TestAdvised tells what helps a command of lockersh that has its connection.
+func TestAdvised(t *testing.T) {
+	refused := fmt.Errorf("checkpoint: %w", syscall.ENOTCONN)
+	_, plain := lockersh(t, "/usr/bin/lockersh")
+	_, checkpointable := lockersh(t, runnerName)
+	for _, tt := range []struct {
+		pid  int
+		err  error
+		want string
+	}{
+		{plain, refused, "start it with lockersh --checkpointable"},
+		{plain, syscall.EBUSY, "busy"},
+		{checkpointable, refused, "only cr_checkpoint"},
+		{os.Getpid(), refused, "only cr_checkpoint"},
+	} {
+		if err := advised(tt.err, tt.pid); !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v of %d: %v; want %q", tt.err, tt.pid, err, tt.want)
 		}
 	}
 }

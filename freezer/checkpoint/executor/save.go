@@ -64,7 +64,7 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		return nil, err
 	}
 	if s.Suspend {
-		if err := only(ctx, locks, tree(pid), hold); err != nil {
+		if err := only(ctx, locks, append(tree(pid), above(pid)...), hold); err != nil {
 			return nil, err
 		}
 	}
@@ -82,7 +82,7 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		if !s.Suspend {
 			r, err := checkpoint.Checkpoint(ctx, o)
 			if err != nil {
-				return "", err
+				return "", advised(err, pid)
 			}
 			return said(r, o.Signal), nil
 		}
@@ -95,7 +95,7 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		r, err := checkpoint.Checkpoint(ctx, o)
 		switch {
 		case !a.kept:
-			return "", err
+			return "", advised(err, pid)
 		case err != nil:
 			// CRIU was to end the job. It may have been ended by who had the lock.
 			x.log("the job was not ended by CRIU", "order", order, "file", s.File, "error", err)
@@ -117,6 +117,21 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		}
 		return size(r) + text, nil
 	}, nil
+}
+
+// runnerName is what a process of lockersh is called that can checkpoint its child.
+const runnerName = "lockersh-batch"
+
+// advised says what to do about a command of lockersh that has a connection: what it has
+// inherited of lockersh is one, unless there is a runner between them.
+func advised(err error, pid int) error {
+	if !errors.Is(err, syscall.ENOTCONN) {
+		return err
+	}
+	if p, e := parentOf(pid); e == nil && isLockersh(p) && nameOf(p) != runnerName {
+		return fmt.Errorf("process %d has inherited a connection of lockersh, which cannot be saved: start it with lockersh --checkpointable", pid)
+	}
+	return fmt.Errorf("%w; only cr_checkpoint on its host has options for that", err)
 }
 
 // said tells of a checkpoint.
@@ -193,8 +208,7 @@ func jobOf(pid int, hold *Hold) (int, error) {
 	if hold != nil && hold.PID == pid && hold.Start != 0 && hold.Start != start {
 		return 0, fmt.Errorf("process %d has ended, and its number is another's", pid)
 	}
-	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-	if err != nil || filepath.Base(exe) != "lockersh" {
+	if !isLockersh(pid) {
 		return pid, nil
 	}
 	all, err := children(pid)
@@ -202,6 +216,28 @@ func jobOf(pid int, hold *Hold) (int, error) {
 		return 0, fmt.Errorf("process %d is lockersh, which cannot be saved itself, and has %d children: name the one", pid, len(all))
 	}
 	return all[0], nil
+}
+
+// isLockersh says whether a process is a lockersh, be it as the runner of a job.
+func isLockersh(pid int) bool {
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	return err == nil && filepath.Base(strings.TrimSuffix(exe, " (deleted)")) == "lockersh" // it may have been replaced
+}
+
+// above are the lockershs that a process is the command of, the one within the other: they
+// end with it.
+func above(pid int) (all []int) {
+	for p, err := parentOf(pid); err == nil && isLockersh(p); p, err = parentOf(p) {
+		all = append(all, p)
+	}
+	return all
+}
+
+// nameOf is what a process calls itself, in its first argument.
+func nameOf(pid int) string {
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	name, _, _ := strings.Cut(string(text), "\x00")
+	return name
 }
 
 // children are the children of a process: of all its threads, as each has a list of those
@@ -242,15 +278,33 @@ func tree(pid int) []int {
 	return all
 }
 
-// startOf reads when a process began, in clock ticks since boot (proc_pid_stat(5)).
+// startOf reads when a process began, in clock ticks since boot.
 func startOf(pid int) (uint64, error) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	text, err := statOf(pid, 22)
 	if err != nil {
 		return 0, err
 	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) < 20 {
-		return 0, errors.New("not the text of proc_pid_stat(5)")
+	return strconv.ParseUint(text, 10, 64)
+}
+
+// parentOf reads the number of a process's parent.
+func parentOf(pid int) (int, error) {
+	text, err := statOf(pid, 4)
+	if err != nil {
+		return 0, err
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return strconv.Atoi(text)
+}
+
+// statOf reads a field, from 3 on as proc_pid_stat(5) counts them.
+func statOf(pid, field int) (string, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < field-2 {
+		return "", errors.New("not the text of proc_pid_stat(5)")
+	}
+	return fields[field-3], nil
 }
