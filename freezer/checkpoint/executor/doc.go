@@ -20,10 +20,12 @@
 // # A restart
 //
 // The job is restored, and stands still. Then its lock is asked for by the fence with which
-// it was suspended, and by the id of the file for which it was, for the job's eldest process, and only if that is granted does it run:
-// of two who restart one file, one gets the lock, and the other's job has never run. When
-// it does run, the table is told. If it ends before, as this program was killed or the
-// order has ended, the table takes the lock back, and keeps it for the file as before.
+// it was suspended, and by the id of the file for which it was, for the job's eldest process,
+// and only if that is granted does it run: of two who restart one file, one gets the lock,
+// and the other's job has never run. When it does run, the table is told. If it ends before,
+// as this program was killed or the order has ended, the table takes the lock back, and
+// keeps it for the file as before. If this program is killed when it has let the job run,
+// and has not told the table, the next one does.
 //
 // The job's parent is a process of this program in a session of its own, which outlives the
 // one that has made it ([AtParent]). The hold does not depend on it: it ends with the job.

@@ -159,6 +159,7 @@ func (x *Executor) Recover(ctx context.Context, locks Locks) {
 		case <-time.After(lookAgain):
 		}
 	}
+	var resumed []Hold
 	for _, h := range holds {
 		switch {
 		case h.Suspended && !h.Ended:
@@ -166,12 +167,33 @@ func (x *Executor) Recover(ctx context.Context, locks Locks) {
 				x.log("a lock is suspended, and cannot be had: it is not known whether its job has ended; see to that, and break the lock",
 					"locks", h.Locks, "fence", h.Fence, "file", h.Context, "error", err)
 			}
-		case h.Resumed && !h.Over && runs(h.PID, h.Start):
-			if err := locks.Runs(ctx, h.Fence, h.PID); err != nil && ctx.Err() == nil {
-				x.log("a restarted job runs, and the table takes no note of it", "locks", h.Locks, "fence", h.Fence, "error", err)
-			}
+		case h.Resumed && !h.Over:
+			resumed = append(resumed, h)
 		}
 	}
+	// Who was told to let a job run may not have come to it yet. Most end or run at once.
+	for len(resumed) > 0 && ctx.Err() == nil {
+		resumed = slices.DeleteFunc(resumed, func(h Hold) bool { return x.settled(ctx, locks, h) })
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// settled says whether a restarted job has been let run, of which the table is told, or has
+// ended, which it sees by itself.
+func (x *Executor) settled(ctx context.Context, locks Locks, h Hold) bool {
+	switch there, run := look(h.PID, h.Start); {
+	case !there:
+		return true
+	case !run:
+		return false
+	}
+	if err := locks.Runs(ctx, h.Fence, h.PID); err != nil && ctx.Err() == nil {
+		x.log("a restarted job runs, and the table takes no note of it", "locks", h.Locks, "fence", h.Fence, "error", err)
+	}
+	return true
 }
 
 // finish ends the job of a suspended hold.
@@ -203,25 +225,31 @@ func finish(ctx context.Context, locks Locks, h Hold) error {
 	return locks.Ended(ctx, h)
 }
 
-// runs reports whether a process is there and was let run: it does not stand still, nor
-// does what it has started, if it is a job's stage.
-func runs(pid int, start uint64) bool {
+// stageName is what the process calls itself that a job with numbers of its own lives under.
+const stageName = "checkpoint-stage"
+
+// look says whether a process is there, and whether it was let run: it does not stand still,
+// nor does, if it is a stage, the job below it.
+func look(pid int, start uint64) (there, run bool) {
 	if now, err := startOf(pid); err != nil || start != 0 && now != start {
-		return false
+		return false, false
 	}
-	all, err := children(pid)
-	if err != nil {
-		return false
+	all := []int{pid}
+	if nameOf(pid) == stageName {
+		below, err := children(pid)
+		if err != nil || len(below) == 0 {
+			return true, false
+		}
+		all = append(all, below...)
 	}
-	for _, p := range append(all, pid) {
+	for i, p := range all {
 		state, err := statOf(p, 3)
-		if err != nil {
-			return false
-		}
-		switch state {
-		case "T", "t", "Z", "X":
-			return false
+		switch {
+		case err != nil || state == "Z" || state == "X":
+			return i > 0, false
+		case state == "T" || state == "t":
+			return true, false
 		}
 	}
-	return true
+	return true, true
 }

@@ -168,6 +168,7 @@ func lockersh(t *testing.T, name string) (pid, child int) {
 	if _, err := fmt.Fscan(out, &child); err != nil {
 		t.Fatal(err)
 	}
+	until(t, "the child to be another program", func() bool { return nameOf(child) == "sleep" })
 	return c.Process.Pid, child
 }
 
@@ -343,28 +344,35 @@ func TestSuspend(t *testing.T) {
 	}
 }
 
-// TestRuns tells a process that was let run from one that stands still, also behind its
+// TestLook tells a process that was let run from one that stands still, also behind its
 // stage, has ended, or is another one.
-func TestRuns(t *testing.T) {
+func TestLook(t *testing.T) {
 	p := sleeping(t)
 	start := process(t, p.Pid).Start
-	me := process(t, os.Getpid())
-	if !runs(p.Pid, start) || !runs(p.Pid, 0) || runs(p.Pid, start+1) {
-		t.Error("a process that runs")
+	stage, below := lockersh(t, stageName)
+	plain, child := lockersh(t, "sh")
+	want := func(what string, pid int, start uint64, there, run bool) {
+		t.Helper()
+		if a, b := look(pid, start); a != there || b != run {
+			t.Errorf("%s: there %v, runs %v", what, a, b)
+		}
 	}
-	if err := p.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+	want("one that runs", p.Pid, start, true, true)
+	want("one whose start is not known", p.Pid, 0, true, true)
+	want("another one", p.Pid, start+1, false, false)
+	want("a stage", stage, 0, true, true)
+	for _, pid := range []int{p.Pid, below, child} {
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the process to stand still", func() bool { state, _ := statOf(pid, 3); return state == "T" })
 	}
-	var w syscall.WaitStatus
-	if _, err := syscall.Wait4(p.Pid, &w, syscall.WUNTRACED, nil); err != nil || !w.Stopped() {
-		t.Fatal(w, err)
-	}
-	if runs(p.Pid, start) || runs(me.PID, me.Start) {
-		t.Error("a process that stands still, or its parent, runs")
-	}
+	want("one that stands still", p.Pid, start, true, false)
+	want("the stage of such a one", stage, 0, true, false)
+	want("the parent of such a one", plain, 0, true, true)
 	_ = p.Kill()
+	until(t, "the process to end", func() bool { state, _ := statOf(p.Pid, 3); return state == "Z" })
+	want("one that is dead", p.Pid, start, false, false)
 	_, _ = p.Wait()
-	if runs(p.Pid, start) {
-		t.Error("a process that has ended runs")
-	}
+	want("one that is gone", p.Pid, start, false, false)
 }

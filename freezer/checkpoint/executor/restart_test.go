@@ -1,0 +1,401 @@
+package executor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint"
+)
+
+// fileVariable names the file that the test program itself is to restart, and momentVariable
+// the moment at which it says the job's number, and goes no further.
+const (
+	fileVariable   = "EXECUTOR_TEST_FILE"
+	momentVariable = "EXECUTOR_TEST_MOMENT"
+)
+
+func TestMain(m *testing.M) {
+	checkpoint.AtStage()
+	AtParent()
+	if file := os.Getenv(fileVariable); file != "" {
+		restartAndHang(file, os.Getenv(momentVariable))
+	}
+	// Orphans become our children, so that we can have their numbers be free again: not every
+	// first process of a container reaps.
+	err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	if err == nil {
+		// What we were given may be of other mounts, where CRIU does not find it.
+		err = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func restartAndHang(file, moment string) {
+	hang := func(at string, pid int) {
+		if at == moment {
+			fmt.Println(pid)
+			select {}
+		}
+	}
+	m, err := inspect(file)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	locks := &restarted{resume: func(pid int) { hang("resume", pid) }, run: func(pid int) { hang("run", pid) }}
+	locks.id = m.ID
+	p, err := New(nil).Prepare(context.Background(), 1, ActionRestart, mustJSON(RestartSpec{File: file, Trust: true}), locks)
+	if err == nil {
+		_, err = p.Freeze(context.Background())
+	}
+	fmt.Println(err)
+	os.Exit(1)
+}
+
+func mustJSON(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// restarted is a table with one hold: suspended with fence 7, for what was put into a file
+// under fence 3. It gives it away with fence 8, unless it has a reason not to.
+type restarted struct {
+	fakeLocks
+	resume, run func(pid int) // called first, if not nil
+	refuse      error
+}
+
+func (l *restarted) Holds(_ context.Context, lock string) ([]Hold, error) {
+	if lock == "" {
+		return l.holds, nil
+	}
+	return []Hold{{Fence: 7, Locks: []string{"a"}, Suspended: true, ContextID: l.id, Job: 3, Ended: true}}, nil
+}
+
+func (l *restarted) Resume(_ context.Context, _ uint64, _ string, pid int) (uint64, error) {
+	if l.resume != nil {
+		l.resume(pid)
+	}
+	return 8, l.refuse
+}
+
+func (l *restarted) Runs(_ context.Context, fence uint64, pid int) error {
+	if l.run != nil {
+		l.run(pid)
+	}
+	if l.runs != nil {
+		l.runs <- fence
+	}
+	return nil
+}
+
+// until waits for what has to happen.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(3 * time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("waited in vain for ", what)
+		}
+	}
+}
+
+// counting is a job that counts into a file, by its size.
+type counting struct {
+	t    *testing.T
+	dir  string
+	file string // its context
+	pids []int
+	id   string
+}
+
+// count starts one and writes it to a file. With a signal it is that of its end.
+func count(t *testing.T, sig syscall.Signal) *counting {
+	t.Helper()
+	skip := t.Skip
+	if os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
+		skip = t.Fatal
+	}
+	if os.Geteuid() != 0 {
+		skip("it takes root to checkpoint processes")
+	}
+	if _, err := checkpoint.Find(t.Context()); err != nil {
+		skip(err)
+	}
+	j := &counting{t: t, dir: t.TempDir()}
+	j.file = filepath.Join(j.dir, "job.ckpt")
+	c := exec.Command("sh", "-c", "while :; do echo >>out; sleep 0.01; done")
+	c.Dir, c.SysProcAttr = j.dir, &syscall.SysProcAttr{Setsid: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	j.pids = []int{c.Process.Pid}
+	t.Cleanup(j.end)
+	until(t, "the job to begin", func() bool { return j.size() > 0 })
+	r, err := checkpoint.Checkpoint(t.Context(), checkpoint.Order{
+		Target: checkpoint.Tree(c.Process.Pid), File: j.file, Signal: sig, Locks: []checkpoint.Lock{{Name: "a", Fence: 3}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.id = r.Manifest.ID
+	for _, p := range r.Manifest.Processes {
+		if p.PID != j.pids[0] {
+			j.pids = append(j.pids, p.PID)
+		}
+	}
+	if sig == syscall.SIGKILL {
+		j.ended("the checkpoint")
+	}
+	return j
+}
+
+func (j *counting) size() int64 {
+	st, err := os.Stat(filepath.Join(j.dir, "out"))
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+// goesOn waits until it does.
+func (j *counting) goesOn() {
+	j.t.Helper()
+	from := j.size()
+	until(j.t, "the job to go on", func() bool { return j.size() > from })
+}
+
+// ended waits until nothing of it is there, so that its numbers are free.
+func (j *counting) ended(after string) {
+	j.t.Helper()
+	for _, pid := range j.pids {
+		until(j.t, fmt.Sprintf("process %d to end after %s", pid, after), func() bool {
+			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // it may be ours by now
+			return syscall.Kill(pid, 0) == syscall.ESRCH
+		})
+	}
+}
+
+// end ends it, if it is there. While it runs, it has one child after the other.
+func (j *counting) end() {
+	j.t.Helper()
+	if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", j.pids[0])); err == nil && dir == j.dir { // it is still that
+		_ = syscall.Kill(j.pids[0], syscall.SIGKILL)
+		j.ended("a kill")
+	}
+}
+
+// never fails if it has gone on since.
+func (j *counting) never(since int64, how string) {
+	j.t.Helper()
+	j.ended(how)
+	if n := j.size(); n != since {
+		j.t.Fatalf("after %s the job has gone on, from %d to %d", how, since, n)
+	}
+}
+
+// killed has another process restart it, and kills that with -9 at a moment.
+func (j *counting) killed(moment string) {
+	j.t.Helper()
+	c := exec.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), fileVariable+"="+j.file, momentVariable+"="+moment)
+	c.Stderr = os.Stderr
+	said, err := c.StdoutPipe()
+	if err == nil {
+		err = c.Start()
+	}
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(said).ReadString('\n')
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	if want := fmt.Sprintln(j.pids[0]); err != nil || line != want {
+		j.t.Fatalf("the restart: %q, %v; want %s", line, err, want)
+	}
+}
+
+// resumed is its hold in the table, as Resume has left it.
+func (j *counting) resumed() Hold {
+	j.t.Helper()
+	return Hold{Fence: 8, Locks: []string{"a"}, PID: j.pids[0], Start: process(j.t, j.pids[0]).Start, Here: true, Resumed: true}
+}
+
+// TestARestartIsBrokenOff ends restarts when the job stands still and its lock is asked
+// for: by kill -9 of who carries them out, by the end of the order, and by a refusal. The
+// job never runs. Then one succeeds.
+func TestARestartIsBrokenOff(t *testing.T) {
+	j := count(t, syscall.SIGKILL)
+	before := j.size()
+	j.killed("resume")
+	j.never(before, "kill -9")
+
+	x := New(nil)
+	defer x.Close()
+	restart := func(ctx context.Context, locks *restarted) (string, error) {
+		locks.id, locks.runs = j.id, make(chan uint64, 1)
+		p, err := x.Prepare(ctx, 1, ActionRestart, mustJSON(RestartSpec{File: j.file, Trust: true}), locks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := p.Freeze(ctx)
+		if err != nil && len(locks.runs) != 0 {
+			t.Error("the table was told that the job runs, and: ", err)
+		}
+		return text, err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	granted := make(chan struct{})
+	if text, err := restart(ctx, &restarted{resume: func(int) { cancel(); <-granted }}); err == nil {
+		t.Fatal("restarted after the end of the order: ", text)
+	}
+	close(granted) // too late
+	j.never(before, "the end of the order")
+	if text, err := restart(t.Context(), &restarted{refuse: errNo}); !errors.Is(err, errNo) {
+		t.Fatal("restarted without its lock: ", text, err)
+	}
+	j.never(before, "a refusal")
+
+	locks := &restarted{}
+	text, err := restart(t.Context(), locks)
+	if err != nil || !strings.Contains(text, "is held, with fence 8") || <-locks.runs != 8 {
+		t.Fatal(text, err)
+	}
+	j.goesOn()
+}
+
+// TestKilledAtTheResume kills who restarts a job with -9 when the job has its lock and is
+// let run, before the table has heard of that. It runs, and the table hears of it of the
+// next one, be it that the job's parent is slow.
+func TestKilledAtTheResume(t *testing.T) {
+	j := count(t, syscall.SIGKILL)
+	x := New(func(text string, args ...any) { t.Error(text, args) })
+	defer x.Close()
+	j.killed("run")
+	j.goesOn()
+	locks := &restarted{fakeLocks: fakeLocks{holds: []Hold{j.resumed()}, runs: make(chan uint64, 2)}}
+	x.Recover(t.Context(), locks)
+	if len(locks.runs) != 1 || <-locks.runs != 8 {
+		t.Error("the table has not heard that the job runs")
+	}
+	j.goesOn()
+	j.end()
+
+	p, err := startParent()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := p.cmd.Process.Pid
+	defer syscall.Kill(parent, syscall.SIGCONT)
+	var made restored
+	if err := p.ask(RestartSpec{File: j.file, Trust: true}, &made); err != nil || made.Failed != "" {
+		t.Fatal(made, err)
+	}
+	if err := syscall.Kill(parent, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the job's parent to stand still", func() bool { state, _ := statOf(parent, 3); return state == "T" })
+	// This is the last that a killed one says.
+	if err := json.NewEncoder(p.socket).Encode(verdict{Run: true, Fence: 8}); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.socket.Close()
+	before := j.size()
+	var slow atomic.Bool
+	slow.Store(true)
+	locks = &restarted{fakeLocks: fakeLocks{holds: []Hold{j.resumed()}, runs: make(chan uint64, 2)}, run: func(int) {
+		if slow.Load() {
+			t.Error("the table was told that the job runs, which it does not")
+		}
+	}}
+	looked := make(chan struct{})
+	recovered := make(chan struct{})
+	go func() {
+		defer close(recovered)
+		x.settled(t.Context(), locks, locks.holds[0]) // as Recover does first
+		close(looked)
+		x.Recover(t.Context(), locks)
+	}()
+	<-looked
+	if n := j.size(); n != before {
+		t.Errorf("the job goes on, from %d to %d, and nobody has let it", before, n)
+	}
+	slow.Store(false)
+	if err := syscall.Kill(parent, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	<-recovered
+	if len(locks.runs) != 1 || <-locks.runs != 8 {
+		t.Error("the table has not heard that the job runs, of which the parent was slow")
+	}
+	j.goesOn()
+	j.end()
+	_ = p.cmd.Wait()
+}
+
+// TestKilledAtTheSuspension has a job end that ran on when its lock was suspended, if it is
+// certain that it is that job.
+func TestKilledAtTheSuspension(t *testing.T) {
+	j := count(t, 0)
+	shared := j.file + ".shared"
+	text, err := os.ReadFile(j.file)
+	if err == nil {
+		err = errors.Join(os.WriteFile(shared, text, 0o600), os.Chmod(shared, 0o622))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	x := New(func(text string, args ...any) { said = append(said, fmt.Sprint(text, args)) })
+	defer x.Close()
+	suspended := Hold{Fence: 3, Locks: []string{"a"}, Job: 3, Suspended: true, PID: j.pids[0], Here: true, Context: j.file, ContextID: j.id}
+	recovered := func(change func(*Hold)) (ended int) {
+		h := suspended
+		change(&h)
+		locks := &fakeLocks{holds: []Hold{h}, ended: make(chan Hold, 1)}
+		said = nil
+		x.Recover(t.Context(), locks)
+		return len(locks.ended)
+	}
+	for what, change := range map[string]func(*Hold){
+		"no file":         func(h *Hold) { h.Context += ".gone" },
+		"another's file":  func(h *Hold) { h.Context = shared },
+		"another file":    func(h *Hold) { h.ContextID = "x" },
+		"of another hold": func(h *Hold) { h.Job = 4 },
+	} {
+		if n := recovered(change); n != 0 || len(said) != 1 || !strings.Contains(said[0], "break the lock") {
+			t.Errorf("%s: %d ended, said %q", what, n, said)
+		}
+	}
+	if n := recovered(func(h *Hold) { h.Ended = true }); n+len(said) != 0 {
+		t.Errorf("a job that has ended: %d ended, said %q", n, said)
+	}
+	if n := recovered(func(h *Hold) { h.Over, h.Context = true, "/gone" }); n != 1 || len(said) != 0 {
+		t.Errorf("a job of an earlier boot: %d ended, said %q", n, said)
+	}
+	j.goesOn()
+	if n := recovered(func(*Hold) {}); n != 1 || len(said) != 0 {
+		t.Fatalf("the job: %d ended, said %q", n, said)
+	}
+	j.ended("its lock's suspension")
+}
