@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -105,7 +106,11 @@ func (o *options) openExecutor(admin *adminPort, log hclog.Logger) (cluster.Exec
 	}
 	x := executors{freezer: f, closing: make(chan struct{})}
 	if slices.Contains(o.executors, executorCheckpoint) {
-		x.checkpoints = executor.New(log.Info)
+		records := ""
+		if o.dataDir != "" {
+			records = filepath.Join(o.dataDir, "checkpoints")
+		}
+		x.checkpoints = executor.New(records, log.Info)
 	}
 	return x, nil
 }

@@ -144,9 +144,10 @@ func only(ctx context.Context, locks Locks, pids []int, hold *Hold) error {
 }
 
 // Recover brings to an end what was under way when an earlier executor was ended: jobs
-// whose locks were suspended, and which ran on as nobody ended them; and jobs that were let
-// run, of which the table has not heard.
+// whose locks were suspended, and which ran on as nobody ended them; jobs that were let
+// run, of which the table has not heard; and copies of memory that nobody needs.
 func (x *Executor) Recover(ctx context.Context, locks Locks) {
+	x.work.Go(x.sweep)
 	var holds []Hold
 	for {
 		var err error

@@ -88,18 +88,25 @@ type Locks interface {
 
 // Executor carries out orders.
 type Executor struct {
-	log  func(text string, args ...any)
-	work sync.WaitGroup
-	ctx  context.Context // ends with Close
-	stop context.CancelFunc
+	records string   // see note
+	left    []string // those of earlier ones
+	log     func(text string, args ...any)
+	work    sync.WaitGroup
+	ctx     context.Context // ends with Close
+	stop    context.CancelFunc
 }
 
-// New makes one. log gets what nobody waits for, with names and values in turn.
-func New(log func(text string, args ...any)) *Executor {
+// New makes one. In the directory records, which is made when it is needed, it leaves word
+// of what it has begun for the next one there; "" is for none. log gets what nobody waits
+// for, with names and values in turn.
+func New(records string, log func(text string, args ...any)) *Executor {
 	if log == nil {
 		log = func(string, ...any) {}
 	}
-	x := &Executor{log: log}
+	x := &Executor{records: records, log: log}
+	if records != "" {
+		x.left = noted(records)
+	}
 	x.ctx, x.stop = context.WithCancel(context.Background())
 	return x
 }

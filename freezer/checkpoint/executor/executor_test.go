@@ -61,7 +61,7 @@ func prepare(t *testing.T, action string, spec any, holds ...Hold) error {
 		}
 		text = string(b)
 	}
-	x := New(nil)
+	x := New("", nil)
 	defer x.Close()
 	_, err := x.Prepare(t.Context(), 1, action, []byte(text), &fakeLocks{holds: holds})
 	return err
@@ -300,7 +300,7 @@ func TestSuspend(t *testing.T) {
 		process(t, job.Pid), {PID: os.Getpid(), Start: 1}, // one that was ours, and its number is another's
 	}}
 	file := filepath.Join(t.TempDir(), "f")
-	x, locks := New(nil), &fakeLocks{answers: make(chan error, 1), ended: make(chan Hold, 1)}
+	x, locks := New("", nil), &fakeLocks{answers: make(chan error, 1), ended: make(chan Hold, 1)}
 	defer x.Close()
 	suspend := func(ctx context.Context) error {
 		if err := os.WriteFile(file, nil, 0o600); err != nil {

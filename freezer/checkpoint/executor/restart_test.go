@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,18 +22,22 @@ import (
 	"github.com/lockerd/lockerd/freezer/checkpoint"
 )
 
-// fileVariable names the file that the test program itself is to restart, and momentVariable
-// the moment at which it says the job's number, and goes no further.
+// fileVariable names the file that the test program itself is to restart, or the process
+// of pidVariable to write to. momentVariable names the moment at which it says the job's
+// number, and goes no further, and recordsVariable the directory for its records.
 const (
-	fileVariable   = "EXECUTOR_TEST_FILE"
-	momentVariable = "EXECUTOR_TEST_MOMENT"
+	fileVariable    = "EXECUTOR_TEST_FILE"
+	pidVariable     = "EXECUTOR_TEST_PID"
+	momentVariable  = "EXECUTOR_TEST_MOMENT"
+	recordsVariable = "EXECUTOR_TEST_RECORDS"
 )
 
 func TestMain(m *testing.M) {
 	checkpoint.AtStage()
 	AtParent()
 	if file := os.Getenv(fileVariable); file != "" {
-		restartAndHang(file, os.Getenv(momentVariable))
+		fmt.Println(actAndHang(file, os.Getenv(momentVariable)))
+		os.Exit(1)
 	}
 	// Orphans become our children, so that we can have their numbers be free again: not every
 	// first process of a container reaps.
@@ -48,26 +53,32 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func restartAndHang(file, moment string) {
+// actAndHang carries an order out up to a moment.
+func actAndHang(file, moment string) error {
 	hang := func(at string, pid int) {
 		if at == moment {
 			fmt.Println(pid)
 			select {}
 		}
 	}
-	m, err := inspect(file)
-	if err != nil {
-		fmt.Println(err)
-		os.Exit(1)
-	}
 	locks := &restarted{resume: func(pid int) { hang("resume", pid) }, run: func(pid int) { hang("run", pid) }}
-	locks.id = m.ID
-	p, err := New(nil).Prepare(context.Background(), 1, ActionRestart, mustJSON(RestartSpec{File: file, Trust: true}), locks)
+	action, spec := ActionRestart, mustJSON(RestartSpec{File: file, Trust: true})
+	if pid, err := strconv.Atoi(os.Getenv(pidVariable)); err == nil {
+		locks.suspend = func() { hang("suspend", pid) }
+		locks.holds = []Hold{{Fence: 3, Locks: []string{"a"}, PID: pid, Here: true}}
+		action, spec = ActionCheckpoint, mustJSON(CheckpointSpec{File: file, PID: pid, Suspend: true})
+	} else {
+		m, err := inspect(file)
+		if err != nil {
+			return err
+		}
+		locks.id = m.ID
+	}
+	p, err := New(os.Getenv(recordsVariable), nil).Prepare(context.Background(), 1, action, spec, locks)
 	if err == nil {
 		_, err = p.Freeze(context.Background())
 	}
-	fmt.Println(err)
-	os.Exit(1)
+	return err
 }
 
 func mustJSON(v any) []byte {
@@ -83,6 +94,7 @@ func mustJSON(v any) []byte {
 type restarted struct {
 	fakeLocks
 	resume, run func(pid int) // called first, if not nil
+	suspend     func()
 	refuse      error
 }
 
@@ -91,6 +103,11 @@ func (l *restarted) Holds(_ context.Context, lock string) ([]Hold, error) {
 		return l.holds, nil
 	}
 	return []Hold{{Fence: 7, Locks: []string{"a"}, Suspended: true, ContextID: l.id, Job: 3, Ended: true}}, nil
+}
+
+func (l *restarted) Suspend(context.Context, uint64, string, string) error {
+	l.suspend()
+	return nil
 }
 
 func (l *restarted) Resume(_ context.Context, _ uint64, _ string, pid int) (uint64, error) {
@@ -217,8 +234,16 @@ func (j *counting) never(since int64, how string) {
 // killed has another process restart it, and kills that with -9 at a moment.
 func (j *counting) killed(moment string) {
 	j.t.Helper()
+	c := j.upTo(fileVariable+"="+j.file, momentVariable+"="+moment)
+	_ = c.Process.Kill()
+	_ = c.Wait()
+}
+
+// upTo has another process carry an order out up to a moment.
+func (j *counting) upTo(environ ...string) *exec.Cmd {
+	j.t.Helper()
 	c := exec.Command("/proc/self/exe")
-	c.Env = append(os.Environ(), fileVariable+"="+j.file, momentVariable+"="+moment)
+	c.Env = append(os.Environ(), environ...)
 	c.Stderr = os.Stderr
 	said, err := c.StdoutPipe()
 	if err == nil {
@@ -227,12 +252,12 @@ func (j *counting) killed(moment string) {
 	if err != nil {
 		j.t.Fatal(err)
 	}
+	j.t.Cleanup(func() { _ = c.Process.Kill() })
 	line, err := bufio.NewReader(said).ReadString('\n')
-	_ = c.Process.Kill()
-	_ = c.Wait()
 	if want := fmt.Sprintln(j.pids[0]); err != nil || line != want {
-		j.t.Fatalf("the restart: %q, %v; want %s", line, err, want)
+		j.t.Fatalf("the order: %q, %v; want %s", line, err, want)
 	}
+	return c
 }
 
 // resumed is its hold in the table, as Resume has left it.
@@ -250,7 +275,7 @@ func TestARestartIsBrokenOff(t *testing.T) {
 	j.killed("resume")
 	j.never(before, "kill -9")
 
-	x := New(nil)
+	x := New("", nil)
 	defer x.Close()
 	restart := func(ctx context.Context, locks *restarted) (string, error) {
 		locks.id, locks.runs = j.id, make(chan uint64, 1)
@@ -289,7 +314,7 @@ func TestARestartIsBrokenOff(t *testing.T) {
 // next one, be it that the job's parent is slow.
 func TestKilledAtTheResume(t *testing.T) {
 	j := count(t, syscall.SIGKILL)
-	x := New(func(text string, args ...any) { t.Error(text, args) })
+	x := New("", func(text string, args ...any) { t.Error(text, args) })
 	defer x.Close()
 	j.killed("run")
 	j.goesOn()
@@ -366,7 +391,7 @@ func TestKilledAtTheSuspension(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said []string
-	x := New(func(text string, args ...any) { said = append(said, fmt.Sprint(text, args)) })
+	x := New("", func(text string, args ...any) { said = append(said, fmt.Sprint(text, args)) })
 	defer x.Close()
 	suspended := Hold{Fence: 3, Locks: []string{"a"}, Job: 3, Suspended: true, PID: j.pids[0], Here: true, Context: j.file, ContextID: j.id}
 	recovered := func(change func(*Hold)) (ended int) {
@@ -398,4 +423,55 @@ func TestKilledAtTheSuspension(t *testing.T) {
 		t.Fatalf("the job: %d ended, said %q", n, said)
 	}
 	j.ended("its lock's suspension")
+}
+
+// TestKilledWithItsKeeper kills who writes a job to a file with -9, and also who would
+// clear up after him. The next one does.
+func TestKilledWithItsKeeper(t *testing.T) {
+	j := count(t, 0)
+	records := t.TempDir()
+	c := j.upTo(fileVariable+"="+j.file+".more", pidVariable+"="+strconv.Itoa(j.pids[0]), momentVariable+"=suspend", recordsVariable+"="+records)
+	keepers, err := children(c.Process.Pid)
+	if err != nil || len(keepers) != 1 {
+		t.Fatal(keepers, err)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
+	_ = syscall.Kill(-keepers[0], syscall.SIGKILL)
+	until(t, "the keeper and CRIU to end", func() bool {
+		_, _ = syscall.Wait4(-keepers[0], nil, syscall.WNOHANG, nil) // orphans are ours
+		return syscall.Kill(-keepers[0], 0) == syscall.ESRCH
+	})
+	left := func() int {
+		t.Helper()
+		list, err := filepath.Glob(filepath.Join(j.dir, ".checkpoint-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if n := left(); n != 1 {
+		t.Fatalf("%d directories are left", n)
+	}
+	used := filepath.Join(j.dir, ".checkpoint-used")
+	if err := os.Mkdir(used, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.Create(filepath.Join(used, "lock"))
+	if err == nil {
+		defer lock.Close()
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := New(records, nil)
+	x.Recover(t.Context(), &fakeLocks{})
+	_ = x.Close() // which waits for it
+	if _, err := os.Stat(used); err != nil || left() != 1 {
+		t.Errorf("%d directories are left, and of the one in use: %v", left(), err)
+	}
+	if again := noted(records); len(again) != 0 {
+		t.Errorf("there are records still: %q", again)
+	}
 }

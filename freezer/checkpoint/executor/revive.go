@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,6 +100,11 @@ func kept(ctx context.Context, m *checkpoint.Manifest, s RestartSpec, locks Lock
 
 // restart restores the job, gets it its lock, and lets it run.
 func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *checkpoint.Manifest, hold *Hold, locks Locks) (string, error) {
+	forget, err := x.note(order, filepath.Dir(s.File))
+	if err != nil {
+		return "", err
+	}
+	defer forget()
 	p, err := startParent()
 	if err != nil {
 		return "", err

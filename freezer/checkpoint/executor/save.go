@@ -78,6 +78,11 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		}
 	}
 	return func(ctx context.Context) (string, error) {
+		forget, err := x.note(order, filepath.Dir(s.File))
+		if err != nil {
+			return "", err
+		}
+		defer forget()
 		o := o
 		if !s.Suspend {
 			r, err := checkpoint.Checkpoint(ctx, o)
