@@ -53,6 +53,8 @@ error (errno(3)):
   16 EBUSY   a number that the job needs is in use
   22 EINVAL  wrong usage; the file is damaged, or is for another kind of machine
   37 ENOLCK  its lock is kept for it: see lockctl restart (or --without-lock)
+  98 EADDRINUSE an address or port that it had is in use
+ 116 ESTALE  a file that the job needs is not the one that it was
 `
 
 // How much is told of CRIU's messages.

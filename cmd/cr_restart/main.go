@@ -121,6 +121,8 @@ func (o *options) failed(err error) int {
 	switch {
 	case errors.Is(err, checkpoint.ErrUntrusted):
 		hint = ", or say --trust"
+	case errors.Is(err, checkpoint.ErrInUse) && !o.plan.NewPIDs:
+		hint = ": end that, or say --no-restore-pid"
 	case errors.Is(err, checkpoint.ErrSuspended):
 		hint = ", or say --without-lock"
 	}

@@ -2,8 +2,12 @@ package checkpoint
 
 import (
 	"context"
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -144,9 +148,7 @@ func (m *Manifest) waitFree(ctx context.Context, leaders []leader) error {
 
 // inUse looks for a number that a restart needs and that somebody has.
 func (m *Manifest) inUse(leaders []leader) (id int, err error) {
-	busy := func(what string) (int, error) {
-		return id, fail(Temp, syscall.EBUSY, "the %s number %d is in use", what, id)
-	}
+	busy := func(what string) (int, error) { return id, inUse(what, id) }
 	for _, p := range m.Processes {
 		for _, id = range append([]int{p.PID}, p.Threads...) {
 			if exists(id) {
@@ -166,6 +168,29 @@ func (m *Manifest) inUse(leaders []leader) (id int, err error) {
 		}
 	}
 	return 0, nil
+}
+
+// ErrInUse says that somebody has a number that a restart needs.
+var ErrInUse = errors.New("is in use")
+
+// inUse says by whom.
+func inUse(what string, id int) *Error {
+	e := fail(Temp, syscall.EBUSY, "the %s number %d %w", what, id, ErrInUse)
+	if name := nameOf(id); name != "" { // of a thread, too
+		return fail(Temp, syscall.EBUSY, "%w by %q", e, name)
+	}
+	all, _ := readTable()
+	for pid, p := range all {
+		if p.group == id || p.session == id {
+			return fail(Temp, syscall.EBUSY, "%w by %q, process %d", e, nameOf(pid), pid)
+		}
+	}
+	return e
+}
+
+func nameOf(pid int) string {
+	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return strings.TrimSuffix(string(text), "\n")
 }
 
 func exists(id int) bool { return syscall.Kill(id, 0) != syscall.ESRCH }

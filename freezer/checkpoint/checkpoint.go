@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -138,13 +139,43 @@ func Checkpoint(ctx context.Context, o Order) (*Report, error) {
 	}
 	b, err := newBox(in)
 	if err != nil {
-		return nil, classed(err, "make a directory for the images")
+		return nil, o.full(classed(err, "make a directory for the images"), in)
 	}
 	r, err := o.run(ctx, b)
 	if err != nil {
-		return nil, classed(err, fmt.Sprintf("checkpoint %v", o.Target))
+		return nil, o.full(classed(err, fmt.Sprintf("checkpoint %v", o.Target)), in)
 	}
 	return r, nil
+}
+
+// full says where there is no room, if that is what an error is of, and what to do. Writer and
+// Safe speak for themselves.
+func (o *Order) full(err error, in string) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Errno != syscall.ENOSPC && e.Errno != syscall.EDQUOT {
+		return err
+	}
+	dir, more := in, ""
+	path := (*os.PathError)(nil)
+	named := errors.As(err, &path)
+	inBox := named && strings.HasPrefix(path.Path, filepath.Join(in, strings.TrimSuffix(boxPattern, "*")))
+	switch {
+	case o.File != "" && o.User == nil && (inBox || !named): // all of it is there
+		more = ", for twice the memory of the processes, or write to another file system"
+	case named && path.Path == o.File:
+		dir = filepath.Dir(o.File)
+	case !inBox && e.Log == nil:
+		return err
+	case o.Writer != nil && o.Scratch == "":
+		more = ", or name another directory in TMPDIR"
+	}
+	why := "the file system of %s is full"
+	if e.Errno == syscall.EDQUOT {
+		why = "the quota on the file system of %s is used up"
+	}
+	full := fail(e.Class, e.Errno, "checkpoint %v: "+why+": make room there%s", o.Target, dir, more)
+	full.Log = e.Log
+	return full
 }
 
 // refuseIncremental says why there are no incremental checkpoints here.
@@ -193,7 +224,7 @@ func (o *Order) run(ctx context.Context, b *box) (r *Report, err error) {
 				return nil, err
 			}
 		}
-		return nil, log.judge(fmt.Sprintf("checkpoint %v", o.Target))
+		return nil, log.judge().of(fmt.Sprintf("checkpoint %v", o.Target))
 	}
 	if err != nil {
 		return nil, err

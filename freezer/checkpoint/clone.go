@@ -48,7 +48,7 @@ func startAs(l leader, name string, env []string) (pid int, err error) {
 	case 0:
 		return int(child), nil
 	case unix.EEXIST:
-		return 0, fail(Temp, syscall.EBUSY, "the process number %d is in use", l.PID)
+		return 0, inUse("process", l.PID)
 	}
 	return 0, fmt.Errorf("start a process of number %d: %w", l.PID, os.NewSyscallError("clone3", errno))
 }

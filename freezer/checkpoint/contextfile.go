@@ -165,6 +165,9 @@ func openContext(r io.Reader) (c *contextReader, err error) {
 		if e := unreadable(err); e != nil {
 			return nil, e
 		}
+		if got := c.blocks.last; len(got) < blockSize && bytes.HasPrefix([]byte(manifestName), got[:min(len(got), len(manifestName))]) {
+			return nil, damaged("the header of "+manifestName, "the file ends in it")
+		}
 		return nil, fail(Perm, syscall.EINVAL, "%w: it is no context file: %w", ErrDamaged, err)
 	}
 	if h.Name != manifestName {

@@ -68,17 +68,18 @@ var verdicts = []verdict{
 	{[]string{"Unable to create a thread: -17"}, Temp, syscall.EBUSY, "the number of one of its threads is in use"},
 	{[]string{"Unable to create a thread: -11"}, Temp, syscall.EAGAIN, "there may be no more threads now"},
 	{[]string{"Unable to create a thread: -12"}, Temp, syscall.ENOMEM, "memory is short"},
-	{[]string{"Address already in use"}, Temp, syscall.EADDRINUSE, ""},
+	{[]string{"Address already in use"}, Temp, syscall.EADDRINUSE, "an address or a port that it had is in use here"},
 	{[]string{"Cannot allocate memory"}, Temp, syscall.ENOMEM, ""},
 	{[]string{"Resource temporarily unavailable"}, Temp, syscall.EAGAIN, ""},
 	{[]string{"Device or resource busy"}, Temp, syscall.EBUSY, ""},
 	{[]string{"Can't get rlimit", "Operation not permitted"}, Env, syscall.EPERM, "to checkpoint what is not root's takes CAP_SYS_RESOURCE, which is missing here"},
 	{[]string{"No space left on device"}, Env, syscall.ENOSPC, ""},
+	{[]string{"Disk quota exceeded"}, Env, syscall.EDQUOT, ""},
 	{[]string{"No such file or directory"}, Env, syscall.ENOENT, ""},
 	{[]string{"Permission denied"}, Env, syscall.EACCES, ""},
-	{[]string{"has bad size"}, Env, syscall.ENOENT, ""},
-	{[]string{"has bad mode"}, Env, syscall.ENOENT, ""},
-	{[]string{"has bad build-ID"}, Env, syscall.ENOENT, ""},
+	{[]string{"has bad size"}, Env, syscall.ESTALE, ""},
+	{[]string{"has bad mode"}, Env, syscall.ESTALE, ""},
+	{[]string{"has bad build-ID"}, Env, syscall.ESTALE, ""},
 	{[]string{"Connected TCP socket"}, Env, syscall.ENOTCONN, "it has an open TCP connection: say whether to restore or close it"},
 	{[]string{"inet: Unsupported proto 262"}, Env, syscall.EOPNOTSUPP, "it has a socket of Multipath TCP, which cannot be checkpointed (a Go program opens none with GODEBUG=multipathtcp=0)"},
 	{[]string{"In-flight connection"}, Temp, syscall.EAGAIN, ""},
@@ -90,27 +91,46 @@ var verdicts = []verdict{
 	{[]string{"Timeout reached"}, Temp, syscall.ETIMEDOUT, "it did not stand still in time"},
 }
 
+// ofFiles are those of CRIU's words that have paths, which lack their first slash there.
+var ofFiles = []struct {
+	words *regexp.Regexp
+	say   string
+}{
+	{regexp.MustCompile(`^File /?(.*) has bad size (\d+) \(expect (\d+)\)$`), "/$1 has $2 bytes, and had $3 when it was checkpointed"},
+	{regexp.MustCompile(`^File /?(.*) has bad mode (\d+) \(expect (\d+)\)$`), "/$1 has the mode $2, and had $3 when it was checkpointed"},
+	{regexp.MustCompile(`^File /?(.*) has bad build-ID.*$`), "/$1 is not the program or library that it was when it was checkpointed (its build-ID is another)"},
+	{regexp.MustCompile(`^Can't open file /?(.*?)(?: on restore)?: (.*)$`), "open /$1: $2"},
+}
+
+// inWords is what a line is for who knows nothing of CRIU, if that is known.
+func inWords(line string) string {
+	for _, f := range ofFiles {
+		if f.words.MatchString(line) {
+			return f.words.ReplaceAllString(line, f.say)
+		}
+	}
+	return "CRIU: " + line
+}
+
 // judge makes an error of a log.
-func (l *criuLog) judge(doing string) *Error {
+func (l *criuLog) judge() *Error {
+	class, errno, say := Perm, syscall.EINVAL, "CRIU failed and did not say why"
+	if len(l.errors) > 0 {
+		say = inWords(l.errors[0])
+	}
+lines:
 	for _, line := range l.errors {
 		for _, v := range verdicts {
 			if !v.matches(line) {
 				continue
 			}
-			say := v.say
-			if say == "" {
-				say = "CRIU: " + line
+			if class, errno, say = v.class, v.errno, v.say; say == "" {
+				say = inWords(line)
 			}
-			e := fail(v.class, v.errno, "%s: %s", doing, say)
-			e.Log = l.errors
-			return e
+			break lines
 		}
 	}
-	say := "CRIU failed and did not say why"
-	if len(l.errors) > 0 {
-		say = "CRIU: " + l.errors[0]
-	}
-	e := fail(Perm, syscall.EINVAL, "%s: %s", doing, say)
+	e := fail(class, errno, "%s", say)
 	e.Log = l.errors
 	return e
 }

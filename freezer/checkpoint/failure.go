@@ -40,6 +40,12 @@ func fail(class Class, errno syscall.Errno, format string, args ...any) *Error {
 	return &Error{Class: class, Errno: errno, err: fmt.Errorf(format, args...)}
 }
 
+// of says what an error is of.
+func (e *Error) of(what string) *Error {
+	e.err = fmt.Errorf("%s: %w", what, e.err)
+	return e
+}
+
 // classed gives an error of the system its class.
 func classed(err error, doing string) error {
 	if e := (*Error)(nil); err == nil || errors.As(err, &e) {

@@ -98,6 +98,24 @@ func TestLaterFormatsAreRefused(t *testing.T) {
 	}
 }
 
+// What ends before its first header does names that, and is told from what is no context file.
+func TestWhatEndsInItsHeader(t *testing.T) {
+	for _, compress := range []bool{false, true} {
+		whole := made(t, compress)
+		for _, n := range []int{0, 1, 4, 100} {
+			_, err := Inspect(bytes.NewReader(whole[:n]), false)
+			if want := "header of MANIFEST: the file ends in it"; !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%d bytes, zstd %t: %v, want %q", n, compress, err, want)
+			}
+		}
+	}
+	for _, other := range []string{"x", strings.Repeat("text\n", 1000), strings.Repeat("\x00", 4096)} {
+		if _, err := Inspect(strings.NewReader(other), false); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "it is no context file") {
+			t.Errorf("%.8q: %v", other, err)
+		}
+	}
+}
+
 // On a restart nothing is started before everything is verified.
 func TestADamagedFileStartsNothing(t *testing.T) {
 	t.Parallel()
@@ -113,7 +131,7 @@ func TestADamagedFileStartsNothing(t *testing.T) {
 		if err := os.WriteFile(file, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Restart(t.Context(), Plan{File: file}); !errors.Is(err, ErrDamaged) || !isDamage(err) {
+		if _, err := Restart(t.Context(), Plan{File: file}); !errors.Is(err, ErrDamaged) || !isDamage(err) || !strings.HasPrefix(err.Error(), file+": ") {
 			t.Errorf("restart: %v", err)
 		}
 	}
@@ -204,19 +222,42 @@ func TestARelocatedJobFindsItsFiles(t *testing.T) {
 	}
 }
 
+func TestAChangedFileIsRefused(t *testing.T) {
+	t.Parallel()
+	need(t)
+	j := shell(t, `echo old >read; exec 5<read; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done`)
+	file, r := j.save(t)
+	if err := os.WriteFile(j.path("read"), []byte("a new one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Restart(t.Context(), Plan{File: file})
+	var e *Error
+	if want := j.path("read") + " has 9 bytes, and had 4 when it was checkpointed"; !errors.As(err, &e) || e.Class != Env || e.Errno != syscall.ESTALE || err.Error() != want {
+		t.Errorf("%v, want %q", err, want)
+	}
+	for _, p := range r.Manifest.Processes { // what CRIU had begun to restore
+		reapAll([]int{p.PID})
+	}
+	if err := os.WriteFile(j.path("read"), []byte("old\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	restart(t, Plan{File: file})
+	j.goesOn(t)
+}
+
 func TestAFullDiskLeavesNothing(t *testing.T) {
 	t.Parallel()
 	c := need(t)
 	j := begin(t, "count")
 	small := t.TempDir()
-	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=2m"); err != nil {
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
 		t.Skip("it takes the right to mount: ", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
 	for _, sig := range []syscall.Signal{0, syscall.SIGKILL} {
 		_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: filepath.Join(small, "x"), Signal: sig, CRIU: c})
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Errorf("signal %d: %v", sig, err)
+		if want := "the file system of " + small + " is full: make room there"; !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), want) {
+			t.Errorf("signal %d: %v, want %q", sig, err, want)
 		}
 		if left, _ := os.ReadDir(small); len(left) > 0 {
 			t.Errorf("signal %d: left behind: %v", sig, left)
@@ -225,11 +266,33 @@ func TestAFullDiskLeavesNothing(t *testing.T) {
 		// Full only when CRIU is done, so that the processes are held.
 		var out bytes.Buffer
 		_, err = Checkpoint(t.Context(), Order{Target: Tree(j.pid()), Writer: &limited{&out, 1 << 20}, Signal: sig, CRIU: c})
-		if !errors.Is(err, syscall.ENOSPC) {
+		if !errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), "the file system of") {
 			t.Errorf("signal %d, writer: %v", sig, err)
 		}
 		j.goesOn(t)
+		// Full before the images are there, which are not where the file is to be.
+		_, err = Checkpoint(t.Context(), Order{Target: Tree(j.pid()), Writer: &out, Scratch: small, Signal: sig, CRIU: c})
+		if want := "the file system of " + small + " is full"; !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), want) {
+			t.Errorf("signal %d, scratch: %v, want %q", sig, err, want)
+		}
+		j.goesOn(t)
 	}
+	// Full when the images are there, and the file is not.
+	room := t.TempDir()
+	if err := unix.Mount("tmpfs", room, "tmpfs", 0, "size=20m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(room, unix.MNT_DETACH) })
+	filled := func() {
+		if err := os.WriteFile(filepath.Join(room, "filler"), make([]byte, 20<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("the rest of %s is filled: %v", room, err)
+		}
+	}
+	_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: filepath.Join(room, "x"), CRIU: c, Copied: filled})
+	if want := "the file system of " + room + " is full"; !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), want) {
+		t.Errorf("full later: %v, want %q", err, want)
+	}
+	j.goesOn(t)
 }
 
 // Each file that a checkpoint makes can be the one for which there is no room.
@@ -248,8 +311,8 @@ func TestAFullDiskAtEveryStep(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
 		_, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: filepath.Join(small, "x"), Signal: syscall.SIGKILL, CRIU: c})
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Errorf("%s: %v", option, err)
+		if want := "the file system of " + small + " is full: make room there"; !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", option, err, want)
 		}
 		if left, _ := os.ReadDir(small); len(left) > 0 {
 			t.Errorf("%s: left behind: %v", option, left)

@@ -85,7 +85,7 @@ func victimOf(requester int, victim string) int {
 		case "keeper":
 			is = pid != requester && st.session == pid
 		case "criu":
-			is = pid != requester && st.session != pid && (commandOf(pid) == "criu" || strings.HasPrefix(commandOf(pid), "ld-linux"))
+			is = pid != requester && st.session != pid && (nameOf(pid) == "criu" || strings.HasPrefix(nameOf(pid), "ld-linux"))
 		}
 		if !is {
 			continue
@@ -199,9 +199,4 @@ func killOnce(t *testing.T, j *job, signal syscall.Signal, victim string, s *str
 		return outcome + ", and the job has ended", again
 	}
 	return outcome + ", and the job runs on", again
-}
-
-func commandOf(pid int) string {
-	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-	return strings.TrimSpace(string(text))
 }

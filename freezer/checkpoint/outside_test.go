@@ -29,6 +29,27 @@ func liveOutside() error {
 	return unix.Dup2(int(null.Fd()), 0)
 }
 
+// What whoever asks has left open, and CRIU does not find, is not the host's fault.
+func TestPreflightIsOfTheHost(t *testing.T) {
+	t.Parallel()
+	need(t)
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	cmd := exec.CommandContext(t.Context(), "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", program, "-test.run=^TestPreflight$")
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	cmd.ExtraFiles = []*os.File{null, null} // of a mount that is not in the new namespace
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
 // What is of a session that began outside is refused in words that help; all else works
 // there as anywhere.
 func TestASessionFromOutside(t *testing.T) {

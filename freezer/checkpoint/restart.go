@@ -95,7 +95,7 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	}
 	context, err := openContext(from)
 	if err != nil {
-		return nil, err
+		return nil, p.named(err)
 	}
 	if err := context.manifest.mayRun(p.Suspended); err != nil {
 		context.close()
@@ -111,13 +111,21 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	}
 	defer b.remove()
 	if err := context.unpack(b.images()); err != nil {
-		return nil, err
+		return nil, p.named(err)
 	}
 	j := &Job{Manifest: context.manifest}
 	if err := p.start(ctx, b, j); err != nil {
-		return nil, classed(err, "restart")
+		return nil, classed(err, "start the job")
 	}
 	return j, nil
+}
+
+// named says which file it is that is no good.
+func (p *Plan) named(err error) error {
+	if e := (*Error)(nil); p.File != "" && errors.As(err, &e) && e.Class == Perm {
+		return e.of(p.File)
+	}
+	return err
 }
 
 // ErrSuspended says that locks are kept for the file, which a restart would go on without.
@@ -196,7 +204,7 @@ func (p *Plan) start(ctx context.Context, b *box, j *Job) error {
 	log := readLog(o.Log)
 	j.Warnings = log.warnings
 	if errors.Is(err, errCRIU) {
-		return log.judge("restart")
+		return log.judge()
 	}
 	return err
 }

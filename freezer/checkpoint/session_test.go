@@ -113,7 +113,10 @@ func TestASessionInUse(t *testing.T) {
 	for _, c := range []struct {
 		groups, sessions bool
 		want             string
-	}{{true, false, "the process group number"}, {false, true, "the session number"}} {
+	}{
+		{true, false, fmt.Sprintf(`the process group number %d is in use by "sleep"`, j.pid())},
+		{false, true, fmt.Sprintf(`the session number %d is in use by "sleep"`, j.pid())},
+	} {
 		_, err := Restart(t.Context(), Plan{File: file, KeepGroups: c.groups, KeepSessions: c.sessions})
 		if e := (*Error)(nil); !errors.As(err, &e) || e.Class != Temp || e.Errno != syscall.EBUSY || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
@@ -191,6 +194,50 @@ func TestTargetsThatAreNoTree(t *testing.T) {
 		}
 	}
 	noBoxes(t, j.dir)
+}
+
+// What is in another pid or mount namespace is refused: CRIU saves some of that, but then nothing
+// restores it.
+func TestWhatIsElsewhere(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	elsewhere := func(flags uintptr, name string, args ...string) *job {
+		cmd := exec.Command(name, args...)
+		cmd.Env = append(os.Environ(), roleVariable+"=count", "GORACE=atexit_sleep_ms=0")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: flags}
+		return start(t, cmd)
+	}
+	j := elsewhere(syscall.CLONE_NEWNS, "/proc/self/exe")
+	k := elsewhere(syscall.CLONE_NEWPID|syscall.CLONE_NEWNS, "/proc/self/exe")
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := elsewhere(0, "/bin/sh", "-c", `unshare -m "$0"; :`, program)
+	m := begin(t, "count")
+	file, _ := m.save(t)
+	r := restart(t, Plan{File: file, NewPIDs: true})
+	m.goesOn(t)
+	again := tree(r.PID())
+	for _, c2 := range []struct {
+		name string
+		j    *job
+		pid  int
+		want string
+	}{
+		{"mounts", j, j.pid(), "a mount namespace that is not ours"},
+		{"numbers", k, k.pid(), "a pid namespace that is not ours"},
+		{"a child", l, l.pid(), "a mount namespace that is not ours"},
+		{"--no-restore-pid", m, slices.Max(again), "or of cr_restart --no-restore-pid"},
+		{"its stage", m, slices.Min(again), "or of cr_restart --no-restore-pid"},
+	} {
+		_, err := Checkpoint(t.Context(), Order{Target: Tree(c2.pid), File: c2.j.path("x"), Signal: syscall.SIGKILL, CRIU: c})
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Class != Env || e.Errno != syscall.EOPNOTSUPP || !strings.Contains(err.Error(), c2.want) {
+			t.Errorf("%s: %v, want %q", c2.name, err, c2.want)
+		}
+		noBoxes(t, c2.j.dir)
+		c2.j.goesOn(t)
+	}
 }
 
 // onTerminal starts a role on a pseudo-terminal, and returns its other end.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -17,8 +18,9 @@ import (
 
 // Names, in place of the program's, of the processes that this package starts of it.
 const (
-	stageName = "checkpoint-stage"
-	probeName = "checkpoint-probe"
+	stageName  = "checkpoint-stage"
+	probeName  = "checkpoint-probe"
+	probeAlone = "checkpoint-probe-alone"
 )
 
 // stageSocket is the descriptor of a stage's socket.
@@ -34,6 +36,8 @@ func AtStage() {
 	case stageName:
 		os.Exit(stageMain())
 	case probeName:
+		os.Exit(leaveProbeAlone())
+	case probeAlone:
 		os.Exit(probeMain())
 	}
 }
@@ -157,7 +161,7 @@ func stageMain() int {
 	}
 	if err != nil {
 		r := report{Failed: err.Error(), Class: Env, Errno: syscall.EIO, CRIU: errors.Is(err, errCRIU)}
-		if e := (*Error)(nil); errors.As(classed(err, "restart"), &e) {
+		if e := (*Error)(nil); errors.As(classed(err, "start the job"), &e) {
 			r.Class, r.Errno = e.Class, e.Errno
 		}
 		_ = out.Encode(r)
@@ -241,6 +245,16 @@ const largeNumbers = 1000
 
 // probeInterval is how often a probe looks whether it is alone.
 const probeInterval = 200 * time.Millisecond
+
+// leaveProbeAlone starts the probe without the descriptors that whoever started us has left open:
+// they may be of mounts that CRIU does not find, which says nothing of the host. The runtime has some
+// of its own by now, so they are closed with them, by exec.
+func leaveProbeAlone() int {
+	if unix.CloseRange(stageSocket+1, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		_ = unix.Exec("/proc/self/exe", []string{probeAlone}, os.Environ())
+	}
+	return 1
+}
 
 // probeMain is what the preflight checkpoints: it listens at a port, says which, and
 // waits to be killed, or for the end of who has started it.

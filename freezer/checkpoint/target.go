@@ -86,6 +86,9 @@ func (t Target) resolve(all table) (root int, members []process, err error) {
 		if tracer := statusNumber(pid, "TracerPid"); tracer != 0 {
 			return 0, nil, fail(Temp, syscall.EBUSY, "process %d is traced by %d", pid, tracer)
 		}
+		if where := elsewhere(pid); where != "" && p.state != 'Z' {
+			return 0, nil, fail(Env, syscall.EOPNOTSUPP, "process %d is in %s, and could not be restarted from a checkpoint", pid, where)
+		}
 		if p.session == 0 && p.state != 'Z' {
 			return 0, nil, fail(Env, syscall.EOPNOTSUPP, "process %d is of a session that began outside of our pid namespace, which CRIU cannot save: start the job with setsid(1)", pid)
 		}
@@ -93,6 +96,27 @@ func (t Target) resolve(all table) (root int, members []process, err error) {
 	}
 	slices.SortFunc(members, func(a, b process) int { return a.pid - b.pid })
 	return root, members, nil
+}
+
+// namespaces are those in which everything has to be where we are. CRIU saves some that are not, with
+// the numbers that they have there, which are others' here, and then does not restore them.
+var namespaces = []struct{ name, say string }{
+	{"pid", "a pid namespace that is not ours (as of a container, or of cr_restart --no-restore-pid)"},
+	{"mnt", "a mount namespace that is not ours (as of a container, or of a service with PrivateTmp)"},
+}
+
+// elsewhere says in which other namespace a process is, if it is in one and we may know.
+func elsewhere(pid int) string {
+	for _, ns := range namespaces {
+		ours, err := os.Readlink("/proc/self/ns/" + ns.name)
+		if err != nil {
+			continue
+		}
+		if theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + ns.name); err == nil && theirs != ours {
+			return ns.say
+		}
+	}
+	return ""
 }
 
 // eldest finds the one that all members descend from.
