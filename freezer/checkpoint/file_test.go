@@ -102,7 +102,7 @@ func TestLaterFormatsAreRefused(t *testing.T) {
 func TestWhatEndsInItsHeader(t *testing.T) {
 	for _, compress := range []bool{false, true} {
 		whole := made(t, compress)
-		for _, n := range []int{0, 1, 4, 100} {
+		for _, n := range []int{0, 4, 100} {
 			_, err := Inspect(bytes.NewReader(whole[:n]), false)
 			if want := "header of MANIFEST: the file ends in it"; !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), want) {
 				t.Errorf("%d bytes, zstd %t: %v, want %q", n, compress, err, want)
