@@ -59,7 +59,7 @@ func (p *webPort) openOrder(w http.ResponseWriter, r *http.Request) {
 	cancel()
 	asked := []any{
 		"action", req.Action, "by", by, "nodes", req.Nodes, "all", req.All,
-		"timeout_ms", req.TimeoutMS, "attached", req.Attached, "fence", req.Fence,
+		"timeout_ms", req.TimeoutMS, "within_ms", req.WithinMS, "attached", req.Attached, "fence", req.Fence,
 	}
 	if err != nil {
 		p.refused("order", err, asked)

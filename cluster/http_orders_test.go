@@ -306,6 +306,7 @@ func TestHTTPOrdersRefused(t *testing.T) {
 		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":99999999999999}`, 409, "at most 365 days"},
 		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":9223372036854775807}`, 409, "at most 365 days"},
 		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"timeout_ms":9223372036854775808}`, 400, "timeout_ms"},
+		{"/v1/orders", `{"action":"freeze","nodes":["n1"],"within_ms":99999999999999}`, 409, "at most 365 days"},
 		{"/v1/orders", ``, 400, "read the request"},
 		{"/v1/orders/thaw", `{}`, 400, "which orders"},
 		{"/v1/orders/thaw", `{"id":1,"all":true}`, 400, "which orders"},

@@ -90,7 +90,7 @@ func (n *Node) OpenOrder(ctx context.Context, req OrderRequest, by string) (uint
 func (r OrderRequest) command(by string) (fsm.OrderOpen, error) {
 	c := fsm.OrderOpen{
 		By: by, Action: r.Action, Spec: r.Spec, Nodes: r.Nodes, AllNodes: r.All,
-		Attached: r.Attached, Fence: fsm.Fence(r.Fence), ReleaseLock: r.ReleaseLock,
+		Within: fsm.Millis(r.WithinMS), Attached: r.Attached, Fence: fsm.Fence(r.Fence), ReleaseLock: r.ReleaseLock,
 	}
 	rand.Read(c.Nonce[:])
 	switch {

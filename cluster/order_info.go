@@ -14,6 +14,7 @@ type OrderRequest struct {
 	Nodes       []string        `json:"nodes,omitempty"`        // by name
 	All         bool            `json:"all,omitempty"`          // all servers and agents, instead of Nodes; refused if one is out of touch. An agent that was given up (Config.NodeGrace) is left out
 	TimeoutMS   int64           `json:"timeout_ms,omitempty"`   // 0: 60 s; negative: none
+	WithinMS    uint64          `json:"within_ms,omitempty"`    // for all nodes to have done it, once all are ready; 0: 60 s
 	Attached    bool            `json:"attached,omitempty"`     // ends with this request's connection
 	Fence       uint64          `json:"fence,omitempty"`        // of a hold: the order ends with it
 	ReleaseLock bool            `json:"release_lock,omitempty"` // and that hold is released when the order is closed

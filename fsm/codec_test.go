@@ -54,6 +54,7 @@ func fullCommands() []Command {
 			Nonce: [16]byte{1, 15: 2}, By: "root@h1", Action: "freeze", Spec: []byte(`{"a":"\n"}`), Nodes: []string{"n1", "n2"},
 			Timeout: 60_000, Attached: true, Fence: 1 << 40, ReleaseLock: true,
 		},
+		OrderOpen{Nonce: [16]byte{1}, By: "root@h1", Action: "checkpoint", AllNodes: true, Within: 600_000},
 		OrderReport{Order: 300, Node: 1 << 33, State: PartThawed, Text: "12 processes", Took: 200, Cause: ThawQuorum},
 		OrderReport{Order: 300, Node: 1, State: PartThawed, Cause: ThawLocal},
 		OrderEnd{Order: 300, By: "root@h1", Reason: OrderThawed},
@@ -263,7 +264,7 @@ func TestBiggestFits(t *testing.T) {
 		ProcessGone{Process: process, Fences: fences, Tickets: tickets},
 		OrderOpen{
 			Nonce: [16]byte{1}, By: owner, Action: big(1, MaxOrderAction), Spec: make([]byte, MaxOrderSpec),
-			Nodes: nodes, Timeout: MaxOrderTimeout, Fence: 1<<64 - 1,
+			Nodes: nodes, Timeout: MaxOrderTimeout, Within: MaxOrderTimeout, Fence: 1<<64 - 1,
 		},
 		Suspend{Fence: 1<<64 - 1, By: owner, Context: big(1, MaxContext), ContextID: big(1, MaxContextID)},
 		Resume{

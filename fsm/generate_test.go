@@ -155,7 +155,7 @@ func (s *script) order() Command {
 		s.orders++
 		c := OrderOpen{
 			Nonce: [16]byte{byte(s.orders), byte(s.orders >> 8)}, By: "root", Action: "freeze", Spec: append([]byte(nil), "spec"[:s.next(5)]...),
-			ReleaseLock: s.next(2) == 0, Attached: s.next(3) == 0, Timeout: Millis(s.next(3) * 20),
+			ReleaseLock: s.next(2) == 0, Attached: s.next(3) == 0, Timeout: Millis(s.next(3) * 20), Within: Millis(s.next(3) * 15),
 		}
 		switch s.next(8) {
 		case 0:

@@ -26,7 +26,7 @@ const (
 	maxClosedParts = 8_192  // of all that are remembered, but for the last one
 
 	orderPrepare = Millis(60_000) // for all nodes to be ready; longer than a hook may take there, so that it is told which
-	orderFreeze  = Millis(60_000) // and then, to be frozen
+	orderFreeze  = Millis(60_000) // and then, to be frozen, if OrderOpen.Within does not say
 )
 
 // OrderState is how far an order is. It only rises.
@@ -109,6 +109,7 @@ type Order struct {
 	Action      string
 	Spec        []byte
 	Timeout     Millis      // from Went on; 0 = none
+	Within      Millis      // from Went to Frozen; 0 = orderFreeze
 	Requester   Incarnation // the order ends with it; 0 = it is not attached
 	Fence       Fence       // of the hold with which it ends; 0 = none
 	ReleaseLock bool        // that hold is released when the order is closed
@@ -173,7 +174,7 @@ func (o *Order) Deadline() (at Millis, ok bool) {
 	case OrderPreparing:
 		return expiry(o.Opened, orderPrepare)
 	case OrderFreezing:
-		at, ok = expiry(o.Went, orderFreeze)
+		at, ok = expiry(o.Went, o.within())
 		if end, timed := expiry(o.Went, o.Timeout); timed && end < at {
 			return end, true
 		}
@@ -182,6 +183,14 @@ func (o *Order) Deadline() (at Millis, ok bool) {
 		return expiry(o.Went, o.Timeout)
 	}
 	return 0, false
+}
+
+// within is how long the nodes may take to freeze.
+func (o *Order) within() Millis {
+	if o.Within == 0 {
+		return orderFreeze
+	}
+	return o.Within
 }
 
 // OrderOpen asks nodes to do something, all or none. Result.Order is the order. The
@@ -195,6 +204,7 @@ type OrderOpen struct {
 	Nodes       []string // by name
 	AllNodes    bool     // all that the table has, instead; refused if one is out of touch. Those given up are left out
 	Timeout     Millis   // once all are ready, at most MaxOrderTimeout; 0 = none
+	Within      Millis   // once all are ready, for all to have done it, at most MaxOrderTimeout; 0 = 60 s
 	Attached    bool     // ends with the node that asks
 	Fence       Fence    // ends with that hold
 	ReleaseLock bool     // which is released when the order is closed
@@ -247,7 +257,7 @@ func (c OrderOpen) validate() error {
 		return errOrderNodes
 	case c.ReleaseLock && c.Fence == 0:
 		return errOrderFence
-	case c.Timeout > MaxOrderTimeout:
+	case c.Timeout > MaxOrderTimeout || c.Within > MaxOrderTimeout:
 		return errOrderTimeout
 	case len(c.Spec) > MaxOrderSpec:
 		return fmt.Errorf("what the order is about takes %d bytes; at most %d are allowed", len(c.Spec), MaxOrderSpec)

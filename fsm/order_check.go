@@ -41,7 +41,7 @@ func (m *Machine) checkOrders() error {
 }
 
 func (m *Machine) checkOrder(o *Order) error {
-	c := OrderOpen{Nonce: o.Nonce, By: o.By, Action: o.Action, Spec: o.Spec, AllNodes: true, Timeout: o.Timeout, Fence: o.Fence, ReleaseLock: o.ReleaseLock}
+	c := OrderOpen{Nonce: o.Nonce, By: o.By, Action: o.Action, Spec: o.Spec, AllNodes: true, Timeout: o.Timeout, Within: o.Within, Fence: o.Fence, ReleaseLock: o.ReleaseLock}
 	if err := c.validate(); err != nil {
 		return fmt.Errorf("I14: order %d: %w", o.ID, err)
 	}

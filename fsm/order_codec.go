@@ -10,11 +10,13 @@ const (
 	leastOrder = 35
 )
 
-// Flags of orders.
+// Flags of orders. What has orderWithin is not understood by releases without it, which
+// would have it end at another time.
 const (
 	orderRelease = 1 << iota
 	orderAttached
 	orderAll
+	orderWithin // the time follows
 )
 
 func appendBytes(b, v []byte) []byte {
@@ -43,10 +45,30 @@ func appendOrderOpen(b []byte, c OrderOpen) []byte {
 	b = appendStrings(b, c.Nodes)
 	b = binary.AppendUvarint(b, uint64(c.Timeout))
 	b = binary.AppendUvarint(b, uint64(c.Fence))
-	return append(b, orderFlags(c.ReleaseLock, c.Attached, c.AllNodes))
+	b = append(b, orderFlags(c.ReleaseLock, c.Attached, c.AllNodes, c.Within))
+	return appendWithin(b, c.Within)
 }
 
-func orderFlags(release, attached, all bool) (flags byte) {
+// appendWithin writes a time for which there is a flag.
+func appendWithin(b []byte, within Millis) []byte {
+	if within == 0 {
+		return b
+	}
+	return binary.AppendUvarint(b, uint64(within))
+}
+
+func (r *reader) within(flags byte) Millis {
+	if flags&orderWithin == 0 {
+		return 0
+	}
+	t := r.orderTime()
+	if t == 0 {
+		r.fail("an order within no time")
+	}
+	return t
+}
+
+func orderFlags(release, attached, all bool, within Millis) (flags byte) {
 	if release {
 		flags |= orderRelease
 	}
@@ -55,6 +77,9 @@ func orderFlags(release, attached, all bool) (flags byte) {
 	}
 	if all {
 		flags |= orderAll
+	}
+	if within != 0 {
+		flags |= orderWithin
 	}
 	return flags
 }
@@ -70,8 +95,9 @@ func (r *reader) orderOpen() OrderOpen {
 	}
 	c.Timeout = r.orderTime()
 	c.Fence = Fence(r.uvarint())
-	flags := r.flags(orderRelease | orderAttached | orderAll)
+	flags := r.flags(orderRelease | orderAttached | orderAll | orderWithin)
 	c.ReleaseLock, c.Attached, c.AllNodes = flags&orderRelease != 0, flags&orderAttached != 0, flags&orderAll != 0
+	c.Within = r.within(flags)
 	return c
 }
 
@@ -110,7 +136,9 @@ func appendOrder(b []byte, o *Order) []byte {
 	for _, v := range [...]uint64{uint64(o.Timeout), uint64(o.Requester), uint64(o.Fence)} {
 		b = binary.AppendUvarint(b, v)
 	}
-	b = append(b, orderFlags(o.ReleaseLock, false, false), byte(o.State), byte(o.Reason))
+	b = append(b, orderFlags(o.ReleaseLock, false, false, o.Within))
+	b = appendWithin(b, o.Within)
+	b = append(b, byte(o.State), byte(o.Reason))
 	b = appendString(b, o.Who)
 	b = appendString(b, o.Text)
 	for _, v := range [...]Millis{o.Opened, o.Went, o.First, o.Frozen, o.Ended, o.Closed} {
@@ -143,7 +171,8 @@ func (r *reader) order() *Order {
 	o.Action = r.text(MaxOrderAction, "action")
 	o.Spec = r.blob(MaxOrderSpec, "spec")
 	o.Timeout, o.Requester, o.Fence = r.orderTime(), Incarnation(r.uvarint()), Fence(r.uvarint())
-	o.ReleaseLock = r.flags(orderRelease) != 0
+	flags := r.flags(orderRelease | orderWithin)
+	o.ReleaseLock, o.Within = flags&orderRelease != 0, r.within(flags)
 	o.State, o.Reason = OrderState(r.byte()), OrderReason(r.byte())
 	if o.State > OrderClosed || o.Reason > OrderLock {
 		r.fail("order in state %d for reason %d", o.State, o.Reason)

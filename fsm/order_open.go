@@ -76,7 +76,7 @@ func (m *Machine) orderOpen(ask Ask, c OrderOpen) Result {
 	}
 	m.orders.last++
 	o := &Order{
-		ID: m.orders.last, Nonce: c.Nonce, By: c.By, Action: c.Action, Spec: c.Spec, Timeout: c.Timeout,
+		ID: m.orders.last, Nonce: c.Nonce, By: c.By, Action: c.Action, Spec: c.Spec, Timeout: c.Timeout, Within: c.Within,
 		Fence: c.Fence, ReleaseLock: c.ReleaseLock, Parts: parts, Opened: m.now,
 	}
 	if c.Attached {

@@ -163,7 +163,11 @@ func (m *Machine) expireOrders() {
 		case o.State == OrderPreparing:
 			reason, text = OrderFailed, o.missing(PartReady, "not ready", orderPrepare)
 		case o.State == OrderFreezing && (!timed || end > m.now):
-			reason, text = OrderFailed, o.missing(PartFrozen, "not frozen", orderFreeze)
+			what := "not frozen"
+			if o.Within != 0 {
+				what = "not done"
+			}
+			reason, text = OrderFailed, o.missing(PartFrozen, what, o.within())
 		}
 		m.endOrder(m.change(o), reason, "", text)
 	})
@@ -183,7 +187,11 @@ func (o *Order) missing(state PartState, what string, within Millis) string {
 	if n > len(list) {
 		list = append(list, fmt.Sprintf("%d more", n-len(list)))
 	}
-	return fmt.Sprintf("%s within %d s: %s", what, within/1000, strings.Join(list, ", "))
+	span := fmt.Sprintf("%d s", within/1000)
+	if within%1000 != 0 {
+		span = fmt.Sprintf("%d ms", within)
+	}
+	return fmt.Sprintf("%s within %s: %s", what, span, strings.Join(list, ", "))
 }
 
 // lockEnded ends the orders that stand under a hold which is over.

@@ -250,6 +250,7 @@ func TestOrderTimesAreBounded(t *testing.T) {
 	for _, over := range []Millis{MaxOrderTimeout + 1, math.MaxInt64 / 1_000_000, math.MaxInt64, math.MaxUint64} {
 		for _, c := range []Command{
 			OrderOpen{Nonce: [16]byte{1}, By: "b", Action: "a", AllNodes: true, Timeout: over},
+			OrderOpen{Nonce: [16]byte{1}, By: "b", Action: "a", AllNodes: true, Within: over},
 			OrderReport{Order: 1, Node: 1, State: PartFrozen, Took: over},
 		} {
 			if err := Validate(c); err == nil || !strings.Contains(err.Error(), "at most 365 days") {

@@ -28,7 +28,7 @@ import (
 //	away NODE...
 //	back NODE...
 //	remove ID [name=N] [addr=A] [out]
-//	order [NODE,...] [all] by=B [nonce=N] [action=A] [spec=S] [timeout=MS] [attached] [fence=N] [release]
+//	order [NODE,...] [all] by=B [nonce=N] [action=A] [spec=S] [timeout=MS] [within=MS] [attached] [fence=N] [release]
 //	report ORDER NODE ready|frozen|failed|thawed [text=T] [took=MS] [cause=C]
 //	end ORDER [by=B] [requester]
 //
@@ -237,7 +237,7 @@ func proposal(t *testing.T, cmd string, a scriptArgs) Proposal {
 		p.Command = RemoveServer{ID: a.word(0), Name: a.values["name"], Addr: a.values["addr"], Out: a.has("out")}
 	case "order":
 		c := OrderOpen{
-			Nonce: a.id("nonce"), By: a.values["by"], Action: a.values["action"], Timeout: Millis(a.number("timeout")),
+			Nonce: a.id("nonce"), By: a.values["by"], Action: a.values["action"], Timeout: Millis(a.number("timeout")), Within: Millis(a.number("within")),
 			AllNodes: a.has("all"), Attached: a.has("attached"), Fence: fence, ReleaseLock: a.has("release"),
 		}
 		if spec := a.values["spec"]; spec != "" {

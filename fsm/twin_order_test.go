@@ -16,7 +16,7 @@ func (t *twin) openOrder(ask Ask, c OrderOpen) Result {
 		}
 	}
 	o := Order{
-		ID: t.order + 1, Nonce: c.Nonce, By: c.By, Action: c.Action, Spec: c.Spec, Timeout: c.Timeout,
+		ID: t.order + 1, Nonce: c.Nonce, By: c.By, Action: c.Action, Spec: c.Spec, Timeout: c.Timeout, Within: c.Within,
 		Fence: c.Fence, ReleaseLock: c.ReleaseLock, Opened: t.now,
 	}
 	if c.Attached {
@@ -163,7 +163,9 @@ func (t *twin) dueOrders() {
 		case o.State == OrderPreparing:
 		case timed:
 			t.endOrder(o, OrderDeadline, "", "")
-		case o.State == OrderFreezing && after(o.Went, 60_000):
+		case o.State == OrderFreezing && o.Within != 0 && after(o.Went, o.Within):
+			t.endOrder(o, OrderFailed, "", o.missing(PartFrozen, "not done", o.Within))
+		case o.State == OrderFreezing && o.Within == 0 && after(o.Went, 60_000):
 			t.endOrder(o, OrderFailed, "", o.missing(PartFrozen, "not frozen", 60_000))
 		}
 	})

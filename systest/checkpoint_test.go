@@ -202,6 +202,10 @@ func TestASuspendedJob(t *testing.T) {
 	j.refused(b, "there is no directory", lockctl, "checkpoint", "--node", a.Name, "--lock", "job1", "--file", "/nowhere/f")
 	j.counts()
 
+	j.refused(b, "not done within 1 ms: "+a.Name+"; --timeout gives it more",
+		lockctl, "checkpoint", "--node", a.Name, "--lock", "job1", "--timeout", "1ms", "--file", j.file("late.ckpt"))
+	j.counts()
+
 	// It can be saved as it runs on. From such a file it cannot be restarted beside itself.
 	j.want(b, lockctl, "checkpoint", "--node", a.Name, "--lock", "job1", "--zstd", "--file", j.file("early.ckpt"))
 	j.counts()

@@ -6,16 +6,19 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
 	"github.com/lockerd/lockerd/freezer/checkpoint/executor"
+	"github.com/lockerd/lockerd/getopt"
 	"github.com/lockerd/lockerd/job"
 )
 
 func (p *program) checkpointCommand() *cobra.Command {
 	var node string
+	within := workTime{getopt.Seconds(defaultWork)}
 	var s executor.CheckpointSpec
 	var run, stop, kill bool
 	c := &cobra.Command{
@@ -56,7 +59,7 @@ docs/checkpoint.md: a command of lockersh has to be started with --checkpointabl
 			case kill:
 				s.After = "kill"
 			}
-			return p.act(cmd, node, executor.ActionCheckpoint, s.File, s)
+			return p.act(cmd, node, executor.ActionCheckpoint, s.File, s, &within)
 		},
 	}
 	f := c.Flags()
@@ -70,11 +73,13 @@ docs/checkpoint.md: a command of lockersh has to be started with --checkpointabl
 	f.BoolVar(&stop, "stop", false, "leave it stopped")
 	f.BoolVar(&kill, "kill", false, "end it")
 	f.BoolVar(&s.Zstd, "zstd", false, "compress the file")
+	f.Var(&within, "timeout", "break it off if it takes longer: the job runs on, and there is no file")
 	return c
 }
 
 func (p *program) restartCommand() *cobra.Command {
 	var node string
+	within := workTime{getopt.Seconds(defaultWork)}
 	var s executor.RestartSpec
 	var relocations []string
 	c := &cobra.Command{
@@ -109,7 +114,7 @@ node has to run with --executors checkpoint, and it takes CRIU there.`,
 				}
 				s.Relocations = append(s.Relocations, r)
 			}
-			return p.act(cmd, node, executor.ActionRestart, s.File, s)
+			return p.act(cmd, node, executor.ActionRestart, s.File, s, &within)
 		},
 	}
 	f := c.Flags()
@@ -119,12 +124,16 @@ node has to run with --executors checkpoint, and it takes CRIU there.`,
 	f.StringVar(&s.Lock, "lock", "", "only if the job's lock has this `name`")
 	f.BoolVar(&s.NewPIDs, "no-restore-pid", false, "give the processes other numbers, outside of a pid namespace of their own")
 	f.BoolVar(&s.Trust, "trust", false, "restart a file that another user than root could have written: whoever wrote it decides what is run")
+	f.Var(&within, "timeout", "break it off if it takes longer: the job has not run, and its lock is kept for the file")
 	f.StringArrayVar(&relocations, "relocate", nil, "look for files below one path below another: `OLD=NEW`; may be repeated")
 	return c
 }
 
+// lateWhy begins the reason of an order that has taken too long.
+const lateWhy = "not done within "
+
 // act has one node do something, which is over then.
-func (p *program) act(cmd *cobra.Command, node, action, file string, spec any) error {
+func (p *program) act(cmd *cobra.Command, node, action, file string, spec any, within *workTime) error {
 	switch {
 	case node == "":
 		return errors.New("where? give --node")
@@ -140,14 +149,18 @@ func (p *program) act(cmd *cobra.Command, node, action, file string, spec any) e
 	signals := job.Notify()
 	defer job.Release(signals)
 	w := &waiting{signals: signals}
-	// No time but the table's bounds: a part that is under way is not to be cut off.
-	s, err := p.openOrder(ctx, orderRequest{Action: action, Spec: spec, Nodes: []string{node}, Timeout: -1, Attached: true}, w)
+	s, err := p.openOrder(ctx, orderRequest{
+		Action: action, Spec: spec, Nodes: []string{node}, Timeout: -1, Within: within.milliseconds(), Attached: true,
+	}, w)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	o, err := p.awaitFrozen(s, w)
 	if err != nil {
+		if strings.HasPrefix(o.Why, lateWhy) {
+			err = fmt.Errorf("%w; --timeout gives it more", err)
+		}
 		return err
 	}
 	// It is done; how the order is put away is of no interest.

@@ -49,6 +49,32 @@ func (t *freezeTime) milliseconds() int64 {
 	}
 }
 
+const (
+	// defaultWork is how long a node may take to write a job to a file, or start it from
+	// there, if nothing is said.
+	defaultWork = 10 * time.Minute
+
+	// longestWork is the most that the nodes take.
+	longestWork = longestFreeze
+)
+
+// workTime is a flag for how long that may take.
+type workTime struct{ getopt.Seconds }
+
+var errWorkTime = fmt.Errorf("wants a number of seconds, more than 0 and at most %d (365 days)", int(longestWork.Seconds()))
+
+// Set implements pflag.Value.
+func (t *workTime) Set(text string) error {
+	if err := t.Seconds.Set(text); err != nil || t.Seconds == 0 || time.Duration(t.Seconds) > longestWork {
+		return errWorkTime
+	}
+	return nil
+}
+
+func (t *workTime) milliseconds() int64 {
+	return (time.Duration(t.Seconds) + time.Millisecond - 1).Milliseconds()
+}
+
 // flagError says what is wrong with a flag, a bad number in plain words.
 func flagError(_ *cobra.Command, err error) error {
 	var bad *pflag.InvalidValueError

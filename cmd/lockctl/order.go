@@ -32,6 +32,7 @@ type orderRequest struct {
 	Nodes       []string `json:"nodes,omitempty"`
 	All         bool     `json:"all,omitempty"`
 	Timeout     int64    `json:"timeout_ms"` // less than 0 for none
+	Within      int64    `json:"within_ms,omitempty"`
 	Attached    bool     `json:"attached,omitempty"`
 	Fence       uint64   `json:"fence,omitempty"`
 	ReleaseLock bool     `json:"release_lock,omitempty"`

@@ -362,6 +362,9 @@ func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err 
 			return 0, err
 		}
 	}
+	if ctx.Err() != nil { // that may have taken long
+		return 0, context.Cause(ctx)
+	}
 	if err := f.Close(); err != nil {
 		return 0, err
 	}
