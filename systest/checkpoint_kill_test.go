@@ -23,16 +23,39 @@ const checkpointKillsEnv = "SYSTEST_CHECKPOINTS_KILLED"
 // proc is a process as proc_pid_stat(5) has it.
 type proc struct {
 	pid, parent int
-	state       string
+	name, state string
 	job         bool // it is the shell of the job, or was forked by it a moment ago
 }
 
-// procs are all processes here. What is dead of jobs is reaped, as their numbers are to be
-// free for the next restart, and we are the first process.
+// reaps frees the numbers of what has ended of jobs, or of who was restoring them, until the
+// test is over: we are the first process here, and they are to be restored under them again.
+func (j *jobs) reaps() {
+	stop, done := make(chan struct{}), make(chan struct{})
+	j.t.Cleanup(func() { close(stop); <-done })
+	go func() {
+		defer close(done)
+		for {
+			for _, p := range j.procs() {
+				switch p.name {
+				case "lockerd", "lockctl", "lockersh": // others wait for those
+					continue
+				}
+				if p.state == "Z" && p.parent == os.Getpid() {
+					_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+}
+
+// procs are all processes here.
 func (j *jobs) procs() (all []proc) {
-	j.t.Helper()
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	must(j.t, err)
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, path := range stats {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -41,12 +64,8 @@ func (j *jobs) procs() (all []proc) {
 		open, end := strings.IndexByte(string(text), '('), strings.LastIndexByte(string(text), ')')
 		fields := strings.Fields(string(text[end+1:]))
 		pid, _ := strconv.Atoi(strings.TrimSpace(string(text[:open])))
-		p := proc{pid: pid, state: fields[0]}
+		p := proc{pid: pid, name: string(text[open+1 : end]), state: fields[0]}
 		p.parent, _ = strconv.Atoi(fields[1])
-		if name := string(text[open+1 : end]); p.state == "Z" && p.parent == os.Getpid() && (name == "sh" || name == "sleep") {
-			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
-			continue
-		}
 		argv, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
 		p.job = p.state != "Z" && string(argv) == "sh\x00job\x00"
 		all = append(all, p)
@@ -160,6 +179,7 @@ func TestCheckpointsKilled(t *testing.T) {
 		return
 	}
 	j := newJobs(t)
+	j.reaps()
 	nodes := j.farm.Nodes
 	other := func(n *farm.Node) *farm.Node {
 		for {
