@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -464,11 +465,14 @@ func TestCompressionHalves(t *testing.T) {
 		{"Go", func(t *testing.T) *job { return begin(t, "threads") }},
 		{"Python", func(t *testing.T) *job {
 			if _, err := exec.LookPath("python3"); err != nil {
+				if os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
+					t.Fatal(err)
+				}
 				t.Skip("there is no Python to compress: ", err)
 			}
-			return shell(t, `exec python3 -c 'import json, time
+			return shell(t, `exec python3 -c 'import time
 words = {str(i): [i, str(i) * 3] for i in range(100000)}
-print(len(json.dumps(words)), flush=True)
+print(len(repr(words)), flush=True)
 time.sleep(1000)'`)
 		}},
 	} {
@@ -503,4 +507,42 @@ func TestTCP(t *testing.T) {
 	file, _ = k.save(t, func(o *Order) { o.TCP = TCPClose })
 	restart(t, Plan{File: file})
 	k.await(t, "it to notice the end of its connection", func() bool { return strings.Contains(strings.Join(k.lines(), "\n"), "closed") })
+}
+
+// A port that somebody has is free later, perhaps.
+func TestATakenPortIsTemporary(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "listen")
+	address := j.lines()[0]
+	file, r := j.save(t, func(o *Order) { o.Signal = 0 }) // it keeps its port
+	_, err := Restart(t.Context(), Plan{File: file, NewPIDs: true, CRIU: c})
+	if e := (*Error)(nil); !errors.As(err, &e) || e.Class != Temp || e.Errno != syscall.EADDRINUSE || err.Error() != "an address or a port that it had is in use here" {
+		t.Errorf("the port is taken: %v", err)
+	}
+	if conn, err := net.Dial("tcp", address); err != nil {
+		t.Error("it listens no more: ", err)
+	} else {
+		_ = conn.Close()
+	}
+	j.kill()
+	var job *Job
+	j.await(t, "its port to be free", func() bool {
+		if job, err = Restart(t.Context(), Plan{File: file, CRIU: c}); errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EBUSY) {
+			return false // another had been given its port, or its number
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return true
+	})
+	t.Cleanup(func() {
+		_ = job.Signal(syscall.SIGKILL)
+		_, _ = job.Wait()
+	})
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatalf("process %d does not listen at %s: %v", r.Manifest.Root, address, err)
+	}
+	_ = conn.Close()
 }

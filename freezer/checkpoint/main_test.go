@@ -33,6 +33,7 @@ var roles = map[string]func(args []string){
 	"memory":    memory,
 	"sums":      sums,
 	"talk":      talk,
+	"listen":    listen,
 	"writer":    requester,
 	"restart":   restarter,
 	"preflight": preflighter,
@@ -364,6 +365,24 @@ func talk([]string) {
 	}
 	for {
 		time.Sleep(time.Hour)
+	}
+}
+
+// listen says at which address it listens, and hangs up on everybody.
+func listen([]string) {
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false) // which CRIU does not know
+	l, err := plain.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(l.Addr())
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			panic(err)
+		}
+		_ = conn.Close()
 	}
 }
 
