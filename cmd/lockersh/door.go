@@ -43,9 +43,15 @@ type wish struct {
 
 // openDoor serves the command at a socket, and puts that into the environment.
 func (r *runner) openDoor() error {
-	l, err := listen(fenceFileDir, r.Lock)
+	var l *net.UnixListener
+	var err error
+	if r.Dir == "" {
+		l, err = listen(fenceFileDir, r.Lock, maxSockets)
+	} else {
+		l, err = listenAlone(fenceFileDir, r.Lock, otherPatience)
+	}
 	if err != nil {
-		return fmt.Errorf("make a socket for those that checkpoint themselves: %w", err)
+		return err
 	}
 	if err := os.Setenv(self.SocketVariable, l.Addr().String()); err != nil {
 		return err
@@ -179,8 +185,30 @@ func socketName(locks string) string {
 	return name
 }
 
-// listen makes a socket where nobody listens.
-func listen(dir, locks string) (*net.UnixListener, error) {
+// otherPatience is how long a lockersh that had the lock before may take to end.
+const otherPatience = 5 * time.Second
+
+// listenAlone is for a lock that nobody else has. Who listens at its socket all the same has
+// one of the same name in another cluster, and the fence of that would be in the same file.
+func listenAlone(dir, lock string, patience time.Duration) (*net.UnixListener, error) {
+	for until := time.Now().Add(patience); ; time.Sleep(remainInterval) {
+		l, err := listen(dir, lock, 1)
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return l, err
+		}
+		if time.Now().After(until) {
+			return nil, errors.New("another lockersh on this host has a lock of this name, of another cluster: they need different names, or hosts")
+		}
+	}
+}
+
+// listen makes a socket where nobody listens: one of several.
+func listen(dir, locks string, several int) (l *net.UnixListener, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("make a socket for those that checkpoint themselves: %w", err)
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -193,7 +221,7 @@ func listen(dir, locks string) (*net.UnixListener, error) {
 	if err := unix.Flock(int(all.Fd()), unix.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
-	for n := range maxSockets {
+	for n := range several {
 		path := filepath.Join(dir, socketName(locks)+socketEnd)
 		if n > 0 {
 			path += "." + strconv.Itoa(n+1)
@@ -209,7 +237,7 @@ func listen(dir, locks string) (*net.UnixListener, error) {
 			return l, err
 		}
 	}
-	return nil, fmt.Errorf("%d of them are in use in %s", maxSockets, dir)
+	return nil, fmt.Errorf("%w: %d of them in %s", unix.EADDRINUSE, several, dir)
 }
 
 // abandoned says whether a socket is one of a process that was killed.
