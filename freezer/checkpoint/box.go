@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,8 +13,14 @@ import (
 // box is a private directory for images and for a file in the making. Whoever may need
 // it has the lock file open and locked (flock(2)); an unlocked one is what killed
 // processes have left.
+//
+// It may be in a directory of another user, who can give it another name and put something
+// else in its place: a program that CRIU would run, or a link to where root would write. So its
+// name is used to make and to remove it, and all else goes by a descriptor of it.
 type box struct {
-	dir  string
+	dir  string   // its name
+	at   *os.File // it
+	way  string   // the path by which what is in it is reached
 	lock *os.File
 }
 
@@ -34,25 +41,74 @@ func newBox(in string) (*box, error) {
 		if err != nil {
 			return nil, err
 		}
-		b := &box{dir: dir}
-		if b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
-			err = unix.Flock(int(b.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		}
-		if err == nil {
-			err = os.Mkdir(b.images(), 0o700)
-		}
+		b, err := openBox(dir)
 		if err == nil {
 			return b, nil
 		}
-		b.remove()
-		if !errors.Is(err, os.ErrNotExist) && err != unix.EAGAIN { // someone swept it before it was locked
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EAGAIN) { // someone swept it before it was locked
 			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("%s: directories there vanish", in)
 }
 
-func (b *box) path(name string) string { return filepath.Join(b.dir, name) }
+// errNotOurBox says that something else has the name of a directory that we have made.
+var errNotOurBox = fmt.Errorf("another user has put something in its place: %w", syscall.EPERM)
+
+// openBox makes a box of an empty directory.
+func openBox(dir string) (*box, error) {
+	b := &box{dir: dir}
+	if err := b.fill(); err != nil {
+		// It may not be ours, so nothing else that is there is removed.
+		if b.lock != nil {
+			_ = os.Remove(b.path(boxLock))
+		}
+		_ = unix.Rmdir(dir)
+		closeAll(b.at, b.lock)
+		return nil, err
+	}
+	return b, nil
+}
+
+// fill makes sure of the box, and makes what every one has.
+func (b *box) fill() (err error) {
+	if err := b.open(); err != nil {
+		return err
+	}
+	if b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return err
+	}
+	if err = unix.Flock(int(b.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return err
+	}
+	// What we make is ours (on NFS it may be nobody's), and so the directory has to be.
+	var ours, theirs unix.Stat_t
+	if err = errors.Join(unix.Fstat(int(b.lock.Fd()), &ours), unix.Fstat(int(b.at.Fd()), &theirs)); err != nil {
+		return err
+	}
+	names, err := b.at.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	if ours.Uid != theirs.Uid || theirs.Mode&0o022 != 0 || len(names) > 1 {
+		return &os.PathError{Op: "use", Path: b.dir, Err: errNotOurBox}
+	}
+	return os.Mkdir(b.images(), 0o700)
+}
+
+// open opens what has the name of the box.
+func (b *box) open() (err error) {
+	if b.at, err = os.OpenFile(b.dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
+		b.way = fmt.Sprint(boxWay(), b.at.Fd())
+	}
+	return err
+}
+
+// boxWay begins the path of a box. CRIU takes it too; if we end, it finds nothing there and
+// gives up.
+func boxWay() string { return fmt.Sprintf("/proc/%d/fd/", os.Getpid()) }
+
+func (b *box) path(name string) string { return filepath.Join(b.way, name) }
 func (b *box) images() string          { return b.path("images") }
 
 // room is an error if no more can be written to the box.
@@ -60,11 +116,17 @@ func (b *box) room() error {
 	return os.WriteFile(b.path("room"), make([]byte, 4096), 0o600)
 }
 
+// remove removes what is in the box, wherever it is now, and then its name.
 func (b *box) remove() {
-	_ = os.RemoveAll(b.dir)
-	if b.lock != nil {
-		_ = b.lock.Close()
+	if b.at != nil {
+		_, _ = b.at.Seek(0, 0)
+		names, _ := b.at.Readdirnames(-1)
+		for _, name := range names {
+			_ = os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", b.at.Fd(), name))
+		}
 	}
+	_ = unix.Rmdir(b.dir)
+	closeAll(b.at, b.lock)
 }
 
 // Sweep removes what killed checkpoints and restarts have left in a directory. The next one
@@ -76,17 +138,20 @@ func Sweep(dir string) { sweep(dir) }
 func sweep(in string) {
 	left, _ := filepath.Glob(filepath.Join(escapeGlob(in), boxPattern))
 	for _, dir := range left {
-		f, err := os.OpenFile(filepath.Join(dir, boxLock), os.O_RDWR|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				_ = os.Remove(dir) // only if it is empty
-			}
+		b := &box{dir: dir}
+		if b.open() != nil {
 			continue
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = os.RemoveAll(dir)
+		var err error
+		b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|unix.O_NOFOLLOW, 0)
+		switch {
+		case err == nil && unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil:
+			b.remove()
+			continue
+		case errors.Is(err, os.ErrNotExist):
+			_ = unix.Rmdir(dir) // only if it is empty
 		}
-		_ = f.Close()
+		closeAll(b.at, b.lock)
 	}
 }
 

@@ -158,9 +158,9 @@ func (o *Order) full(err error, in string) error {
 	dir, more := in, ""
 	path := (*os.PathError)(nil)
 	named := errors.As(err, &path)
-	inBox := named && strings.HasPrefix(path.Path, filepath.Join(in, strings.TrimSuffix(boxPattern, "*")))
+	inBox := named && (strings.HasPrefix(path.Path, boxWay()) || strings.HasPrefix(path.Path, filepath.Join(in, strings.TrimSuffix(boxPattern, "*"))))
 	switch {
-	case o.File != "" && o.User == nil && (inBox || !named): // all of it is there
+	case o.File != "" && o.User == nil && (inBox || !named || path.Path == o.File): // all of it is there
 		more = ", for twice the memory of the processes, or write to another file system"
 	case named && path.Path == o.File:
 		dir = filepath.Dir(o.File)
@@ -349,10 +349,11 @@ func (o *Order) save(ctx context.Context, m *Manifest, b *box) (size int64, err 
 		}
 		return size, err
 	}
-	f, err := os.OpenFile(b.path("context"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	fd, err := unix.Openat(int(b.at.Fd()), "context", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return 0, err
+		return 0, &os.PathError{Op: "create", Path: o.File, Err: err}
 	}
+	f := os.NewFile(uintptr(fd), o.File)
 	defer f.Close()
 	if size, err = o.write(ctx, f, m, b); err != nil {
 		return 0, err

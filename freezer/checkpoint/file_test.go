@@ -546,3 +546,85 @@ func TestATakenPortIsTemporary(t *testing.T) {
 	}
 	_ = conn.Close()
 }
+
+// Who owns the directory of the file can rename ours in it, and put something else in its place.
+func TestADirectoryOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	c := need(t)
+	j := begin(t, "count")
+	theirs, victim := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(victim, "hers"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stolen := ""
+	swap := func() {
+		found, _ := filepath.Glob(filepath.Join(theirs, boxPattern))
+		if len(found) != 1 {
+			t.Fatalf("there are %v", found)
+		}
+		stolen = filepath.Join(theirs, "stolen")
+		if err := errors.Join(os.Rename(found[0], stolen), os.Symlink(victim, found[0])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(theirs, "x")
+	for _, sig := range []syscall.Signal{0, syscall.SIGKILL} {
+		if _, err := Checkpoint(t.Context(), Order{Target: Tree(j.pid()), File: file, Signal: sig, CRIU: c, Copied: swap}); err != nil {
+			t.Fatalf("signal %d: %v", sig, err)
+		}
+		if left, err := os.ReadDir(stolen); err != nil || len(left) > 0 {
+			t.Errorf("signal %d: memory is left behind: %v, %v", sig, left, err)
+		}
+		if left, err := os.ReadDir(victim); err != nil || len(left) != 1 {
+			t.Errorf("signal %d: behind the link there are %v, %v", sig, left, err)
+		}
+		if err := os.RemoveAll(stolen); err != nil {
+			t.Fatal(err)
+		}
+		links, _ := filepath.Glob(filepath.Join(theirs, boxPattern))
+		for _, l := range links {
+			_ = os.Remove(l)
+		}
+	}
+	_ = j.cmd.Wait()
+	restart(t, Plan{File: file})
+	j.goesOn(t)
+}
+
+// What has the name of a box and is none is not taken for one, and nothing in it is removed.
+func TestWhatIsNoBox(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to give files to others")
+	}
+	dir := t.TempDir()
+	other, open, full := filepath.Join(dir, ".checkpoint-1"), filepath.Join(dir, ".checkpoint-2"), filepath.Join(dir, ".checkpoint-3")
+	like := filepath.Join(t.TempDir(), ".checkpoint-5")
+	link, target := filepath.Join(dir, ".checkpoint-4"), filepath.Join(dir, "target")
+	err := errors.Join(
+		os.Mkdir(other, 0o700), os.Chown(other, 65534, 65534),
+		os.Mkdir(open, 0o700), os.Chmod(open, 0o777),
+		os.Mkdir(full, 0o700), os.WriteFile(filepath.Join(full, "hers"), nil, 0o600),
+		os.Mkdir(like, 0o700), os.WriteFile(filepath.Join(like, boxLock), nil, 0o600), os.WriteFile(filepath.Join(like, "hers"), nil, 0o600),
+		os.Mkdir(target, 0o700), os.WriteFile(filepath.Join(target, boxLock), nil, 0o600), os.Symlink(target, link),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{other, open, full} {
+		if b, err := openBox(name); !errors.Is(err, errNotOurBox) {
+			t.Errorf("%s: %v, %v", name, b, err)
+		}
+	}
+	if b, err := openBox(link); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("a link: %v, %v", b, err)
+	}
+	if b, err := openBox(like); !errors.Is(err, syscall.EEXIST) {
+		t.Errorf("one that has a lock: %v, %v", b, err)
+	}
+	sweep(dir)
+	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(target, boxLock)} {
+		if !isThere(name) {
+			t.Errorf("%s was removed", name)
+		}
+	}
+}

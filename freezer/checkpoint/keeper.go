@@ -16,20 +16,21 @@ import (
 )
 
 // keeperScript runs CRIU, tells its status, and when the requester has ended removes the
-// box, also if the status is nobody's any more. Descriptor 3 is the end of a pipe whose other end only the requester has, 4 one to
-// tell the status through, 5 the lock of the box.
+// box, also if the status is nobody's any more. Descriptor 3 is the end of a pipe whose other end
+// only the requester has, 4 one to tell the status through, 5 the lock of the box, 6 the box itself.
 //
 // A file that is too big is an error for CRIU, which it cleans up after, and not its end: see abort.
 const keeperScript = `box=$1
 shift
 trap '' XFSZ
-"$@" 3<&- 4>&-
+"$@" 3<&- 4>&- 6<&-
 status=$?
 trap '' PIPE
 echo $status >&4
 exec 4>&-
 read -r never <&3
-exec rm -rf -- "$box"`
+rm -rf /proc/self/fd/6/*
+exec rmdir -- "$box"`
 
 // hookScript is run by CRIU, which closes all descriptors that it does not know. When the
 // images are complete, and the processes still held, it says so, and waits for a lock of
@@ -80,7 +81,7 @@ func startKeeper(b *box, criu string, args []string, hold bool) (_ *keeper, err 
 		args = append(args, "--action-script", b.path("hook"))
 	}
 	k.cmd = exec.Command("/bin/sh", append([]string{"-c", keeperScript, "checkpoint-keeper", b.dir, criu}, args...)...)
-	k.cmd.ExtraFiles = []*os.File{lifeEnd, statusEnd, b.lock}
+	k.cmd.ExtraFiles = []*os.File{lifeEnd, statusEnd, b.lock, b.at}
 	said, err := saidFile(b.path(dumpLog))
 	if err != nil {
 		return nil, err

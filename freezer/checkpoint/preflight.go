@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -30,7 +31,7 @@ func (c *CRIU) Preflight(ctx context.Context) (err error) {
 	if err != nil {
 		return classed(err, "start a process to try CRIU with")
 	}
-	file := b.path("probe")
+	file := filepath.Join(b.dir, "probe")
 	_, err = Checkpoint(ctx, Order{Target: Tree(cmd.Process.Pid), File: file, Signal: syscall.SIGKILL, NoSync: true, CRIU: c})
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()

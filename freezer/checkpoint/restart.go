@@ -110,6 +110,9 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 		return nil, classed(err, "make a directory for the images")
 	}
 	defer b.remove()
+	// A stage with process numbers of its own has another /proc; and where others can write nothing
+	// is restarted, unless they are trusted.
+	b.way = b.dir
 	if err := context.unpack(b.images()); err != nil {
 		return nil, p.named(err)
 	}
