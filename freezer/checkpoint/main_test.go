@@ -29,6 +29,7 @@ const roleVariable = "CHECKPOINT_TEST_ROLE"
 
 var roles = map[string]func(args []string){
 	"count":     count,
+	"spin":      spin,
 	"threads":   threads,
 	"memory":    memory,
 	"sums":      sums,

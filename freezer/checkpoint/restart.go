@@ -67,7 +67,8 @@ func (p *Plan) check() error {
 }
 
 // Restart starts what a context file holds. After an error, and at the end of ctx before
-// it has returned, nothing of it runs.
+// it has returned, nothing of it runs, and with SIGSTOP nothing has run; orphans below this
+// process may be its children from then on.
 func Restart(ctx context.Context, p Plan) (*Job, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -275,6 +276,7 @@ func (o *restoreOrder) holds() bool {
 // restore runs CRIU, and then sends the signal. The eldest process becomes our child.
 func (o *restoreOrder) restore(ctx context.Context, input *os.File) error {
 	cmd := exec.CommandContext(ctx, o.CRIU, o.Args...)
+	cmd.Cancel = func() error { return o.giveUp(cmd.Process) }
 	said, err := saidFile(o.Log)
 	if err != nil {
 		return err
@@ -282,14 +284,16 @@ func (o *restoreOrder) restore(ctx context.Context, input *os.File) error {
 	defer said.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, said, said
 	err = cmd.Run()
-	if err != nil {
+	switch {
+	case ctx.Err() != nil: // even if CRIU was done before it was killed
 		o.abandon()
-		if ctx.Err() == nil && cmd.ProcessState != nil && cmd.ProcessState.Exited() {
-			err = errCRIU
-		} else {
-			err = fail(Temp, syscall.EINTR, "CRIU was ended: %w", errors.Join(err, context.Cause(ctx)))
+		return fail(Temp, syscall.EINTR, "it was given up: %w", context.Cause(ctx))
+	case err != nil:
+		o.abandon()
+		if cmd.ProcessState != nil && cmd.ProcessState.Exited() {
+			return errCRIU
 		}
-		return err
+		return fail(Temp, syscall.EINTR, "CRIU was ended: %w", err)
 	}
 	if err := o.tellRestored(); err != nil {
 		o.abandon()
@@ -323,23 +327,6 @@ func (o *restoreOrder) resume() {
 		if !stopped[pid] {
 			_ = syscall.Kill(pid, syscall.SIGCONT)
 		}
-	}
-}
-
-// abandon ends what CRIU has begun to restore. CRIU does so itself, unless it was killed,
-// but the eldest process is for us to wait for.
-func (o *restoreOrder) abandon() {
-	all, err := readTable()
-	if err != nil {
-		return
-	}
-	for _, pid := range o.PIDs {
-		if p, ok := all[pid]; ok && p.pid != os.Getpid() && all.below(pid, os.Getpid()) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	if all[o.Root].parent == os.Getpid() {
-		_, _ = waitFor(o.Root)
 	}
 }
 
@@ -392,7 +379,7 @@ func (j *Job) Continue() error {
 // Kill ends all processes of a job that still stand still.
 func (j *Job) Kill() {
 	if j.stage != nil {
-		_ = j.stage.cmd.Process.Kill() // it is the first of their namespace, or has made them ours
+		j.stage.giveUp()
 	}
 	for _, p := range j.Manifest.Processes {
 		if j.stage == nil && !p.Ended {

@@ -82,7 +82,7 @@ func startStage(ctx context.Context, o *restoreOrder, input *os.File) (s *stage,
 		return nil, fmt.Errorf("start a stage: %w", err)
 	}
 	_ = theirs.Close()
-	stop := context.AfterFunc(ctx, func() { _ = s.cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, s.giveUp)
 	var r report
 	if err = json.NewEncoder(ours).Encode(o); err == nil {
 		err = s.said.Decode(&r)
@@ -94,6 +94,7 @@ func startStage(ctx context.Context, o *restoreOrder, input *os.File) (s *stage,
 		err = r.error()
 	}
 	if err != nil {
+		s.giveUp() // it may have restored the job, and may not have heard it before
 		_ = ours.Close()
 		_ = s.cmd.Wait()
 		return nil, err
@@ -121,6 +122,9 @@ func (s *stage) wait() (status syscall.WaitStatus, err error) {
 	}
 	return *r.Status, nil
 }
+
+// giveUp has the stage end the job, whether that is restored or not.
+func (s *stage) giveUp() { _ = s.signal(giveUp) }
 
 func (s *stage) signal(sig syscall.Signal) error {
 	s.mu.Lock()
@@ -157,7 +161,7 @@ func stageMain() int {
 	}
 	if err == nil {
 		unix.CloseOnExec(stageSocket)
-		err = o.restore(context.Background(), os.Stdin)
+		err = o.stage(in)
 	}
 	if err != nil {
 		r := report{Failed: err.Error(), Class: Env, Errno: syscall.EIO, CRIU: errors.Is(err, errCRIU)}
@@ -168,24 +172,46 @@ func stageMain() int {
 		return 1
 	}
 	_ = out.Encode(report{})
+	return reap(o.Root, func(status syscall.WaitStatus) { _ = out.Encode(report{Ended: true, Status: &status}) })
+}
+
+// stage restores the job, and then passes on to it what comes through the socket. Who is at the other
+// end may have ended: that the job does not notice.
+func (o *restoreOrder) stage(in *json.Decoder) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	restored := make(chan struct{})
 	go func() { // as long as we are asked
 		for {
 			var sig syscall.Signal
 			if in.Decode(&sig) != nil {
 				return
 			}
-			if sig == resume {
-				o.resume()
-				continue
+			if sig == giveUp {
+				cancel()
 			}
-			_ = syscall.Kill(o.Root, sig)
+			<-restored
+			switch sig {
+			case giveUp:
+				o.kill()
+			case resume:
+				o.resume()
+			default:
+				_ = syscall.Kill(o.Root, sig)
+			}
 		}
 	}()
-	return reap(o.Root, func(status syscall.WaitStatus) { _ = out.Encode(report{Ended: true, Status: &status}) })
+	err := o.restore(ctx, os.Stdin)
+	if err == nil { // or we are about to end
+		close(restored)
+	}
+	return err
 }
 
-// resume is what a stage is told instead of a signal: let the processes run.
-const resume syscall.Signal = -1
+// What a stage is told instead of a signal.
+const (
+	resume syscall.Signal = -1 // let the processes run
+	giveUp syscall.Signal = -2 // end them, and do not go on with restoring them
+)
 
 // orderVariable has the order of a stage that a stage starts.
 const orderVariable = "LOCKERD_CHECKPOINT_STAGE"
