@@ -46,6 +46,21 @@ func FuzzParseStat(f *testing.F) {
 	})
 }
 
+// FuzzProc reads what else of proc(5) has more than a number in it.
+func FuzzProc(f *testing.F) {
+	f.Add("3: FLOCK  ADVISORY  WRITE 4711 00:19:1403 0 EOF")
+	f.Add("1: -> POSIX  ADVISORY  WRITE 0 ff:ff:18446744073709551615 0 EOF")
+	f.Add("pos:\t0\nflags:\t0100002\nmnt_id:\t29\nino:\t7\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if l, ok := parseLock(text); ok && l.pid < 0 {
+			t.Errorf("%q is %+v", text, l)
+		}
+		if _, mnt, ok := parseFDInfo(text); ok && mnt < 0 {
+			t.Errorf("%q is of the mount %d", text, mnt)
+		}
+	})
+}
+
 func TestJournalLines(t *testing.T) {
 	rec := record{
 		Version: journalVersion, ID: "x", Boot: "b", PIDNS: 3, Guard: process{7, 8}, Requester: process{9, 10},

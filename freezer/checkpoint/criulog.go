@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bufio"
+	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -40,7 +41,11 @@ func (l *criuLog) read(path string) {
 		return
 	}
 	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	l.scan(f)
+}
+
+func (l *criuLog) scan(log io.Reader) {
+	for lines := bufio.NewScanner(log); lines.Scan(); {
 		m := logLine.FindStringSubmatch(lines.Text())
 		switch {
 		case m == nil, strings.Contains(m[2], "RLIMIT_NOFILE"): // it says that wherever it may not raise a limit, and goes on

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"os"
 	"os/exec"
@@ -152,6 +153,52 @@ func FuzzInspect(f *testing.F) {
 		}
 		if err == nil && (m == nil || len(m.Processes) == 0) {
 			t.Error("a whole file of no process")
+		}
+	})
+}
+
+// FuzzManifest reads manifests whose sums are right.
+func FuzzManifest(f *testing.F) {
+	m := &Manifest{Format: Format, Root: 7, Processes: []Process{{PID: 7, Group: 5, Session: 3, Threads: []int{8}}}, Parts: []Part{{Name: "core-7.img"}}}
+	text, err := m.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text[bytes.IndexByte(text, '\n')+1:])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		m, err := decodeManifest(append(fmt.Appendf(nil, manifestLine, Format, crc32.Checksum(body, castagnoli)), body...))
+		if err != nil {
+			if !isDamage(err) {
+				t.Errorf("the class of %v", err)
+			}
+			return
+		}
+		for _, p := range m.Parts {
+			if filepath.Base(p.Name) != p.Name || p.Name == manifestName || p.Size < 0 {
+				t.Errorf("a part %+v", p)
+			}
+		}
+		for _, p := range m.Processes {
+			if p.PID <= 0 {
+				t.Errorf("a process %+v", p)
+			}
+		}
+		_, _ = m.leaders(true, true)
+	})
+}
+
+// FuzzText reads lines of CRIU's logs, and of proc(5).
+func FuzzText(f *testing.F) {
+	f.Add("(00.01) Error (criu/files-reg.c:1): File tmp/a b has bad size 5 (expect 3)\n(00.02) Warn  (criu/a.c:1): odd")
+	f.Add("12 (a b) c) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 8192000 300")
+	f.Fuzz(func(t *testing.T, text string) {
+		var l criuLog
+		l.scan(strings.NewReader(text))
+		if e := l.judge(); e.Error() == "" || strings.Contains(e.Error(), "\n") || e.Errno == 0 || len(l.errors) > maxLog {
+			t.Errorf("%q is %q, %d", text, e, e.Errno)
+		}
+		if p, err := parseStat([]byte(text)); err == nil && p.state == 0 {
+			t.Errorf("%+v", p)
 		}
 	})
 }

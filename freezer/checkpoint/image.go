@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"google.golang.org/protobuf/proto"
@@ -20,6 +21,10 @@ const (
 	imageCommon  = 0x54564319 // the first of two numbers since CRIU 1.6
 	imageService = 0x55105940
 )
+
+// maxImage bounds the images that are read whole: not those of memory, but those of files, of which
+// an entry has some hundred bytes.
+const maxImage = 256 << 20
 
 var errImage = errors.New("not an image of CRIU")
 
@@ -73,12 +78,20 @@ func editImage(path string, into func() proto.Message, each func(proto.Message) 
 
 // visit returns the image if it was changed.
 func visit(path string, into func() proto.Message, each func(proto.Message) (bool, error)) (*image, error) {
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxImage+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxImage {
+		return nil, fmt.Errorf("%s: %w: it has more than %d bytes", path, errImage, maxImage)
 	}
 	img, err := parseImage(data)
 	if err != nil {
