@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +20,6 @@ const parentName = "lockerd-job"
 
 // parentSocket is its descriptor.
 const parentSocket = 3
-
-// FenceFileVariable, in a job's environment, names a file that gets the fence of the lock
-// under which the job runs now.
-const FenceFileVariable = "LOCKERSH_FENCE_FILE"
 
 // restored is the parent's answer, to what is to be restarted and to the verdict.
 type restored struct {
@@ -80,7 +74,7 @@ func parentMain() int {
 		_ = out.Encode(restored{Failed: err.Error()})
 		return 1
 	}
-	fence, err := fenceFile(job)
+	fence, err := placeFenceOf(job)
 	if err != nil {
 		job.Kill()
 		_ = out.Encode(restored{Failed: err.Error()})
@@ -92,7 +86,7 @@ func parentMain() int {
 		_, _ = job.Wait()
 		return 1
 	}
-	if v.Fence != 0 {
+	if v.Fence != 0 && fence != "" {
 		err = tellFence(fence, v.Fence)
 	}
 	if err = errors.Join(err, job.Continue()); err != nil {
@@ -119,6 +113,9 @@ func restore(ctx context.Context, s RestartSpec) (*checkpoint.Job, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := placeFences(m); err != nil {
+		return nil, err
+	}
 	if len(m.Terminals) > 0 {
 		if err := makeTerminal(); err != nil {
 			return nil, fmt.Errorf("make a terminal for the job: %w", err)
@@ -137,13 +134,9 @@ func restore(ctx context.Context, s RestartSpec) (*checkpoint.Job, error) {
 	return job, nil
 }
 
-// fenceDir is where lockersh has files in which jobs find the fences of their locks. What
-// a job says of a file elsewhere is not believed: it is we who write there.
-const fenceDir = "/run/lockersh"
-
-// fenceFile is the file in which a job looks for its fence, "" if it has none. It can be
-// written then.
-func fenceFile(job *checkpoint.Job) (path string, err error) {
+// placeFenceOf finds the file in which a job looks for its fence, "" if it has none. It is
+// there then, and can be written.
+func placeFenceOf(job *checkpoint.Job) (path string, err error) {
 	pid := job.PID()
 	if pid != job.Manifest.Root { // a stage's, which has one child
 		all, err := children(pid)
@@ -152,38 +145,10 @@ func fenceFile(job *checkpoint.Job) (path string, err error) {
 		}
 		pid = all[0]
 	}
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return "", fmt.Errorf("read the job's environment: %w", err)
-	}
-	for v := range strings.SplitSeq(string(text), "\x00") {
-		if p, ok := strings.CutPrefix(v, FenceFileVariable+"="); ok && filepath.Dir(p) == fenceDir && filepath.Clean(p) == p {
-			path = p
-		}
-	}
-	if path == "" {
-		return "", nil
-	}
-	if err := os.MkdirAll(fenceDir, 0o755); err != nil {
+	if path, err = fenceFile(pid); err != nil || path == "" {
 		return "", err
 	}
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE, 0o644)
-	if err != nil {
-		return "", fmt.Errorf("tell the job its fence: %w", err)
-	}
-	return path, f.Close()
-}
-
-// tellFence writes a fence.
-func tellFence(path string, fence uint64) error {
-	if path == "" {
-		return nil
-	}
-	made := path + ".new"
-	if err := os.WriteFile(made, fmt.Appendf(nil, "%20d\n", fence), 0o644); err != nil {
-		return fmt.Errorf("tell the job its fence: %w", err)
-	}
-	return os.Rename(made, path)
+	return path, placeFence(path)
 }
 
 // makeTerminal makes a pseudo-terminal our controlling one, for a job that was

@@ -147,7 +147,7 @@ type counting struct {
 }
 
 // count starts one and writes it to a file. With a signal it is that of its end.
-func count(t *testing.T, sig syscall.Signal) *counting {
+func count(t *testing.T, sig syscall.Signal, environ ...string) *counting {
 	t.Helper()
 	skip := t.Skip
 	if os.Getenv("LOCKERD_REQUIRE_CRIU") != "" {
@@ -161,8 +161,9 @@ func count(t *testing.T, sig syscall.Signal) *counting {
 	}
 	j := &counting{t: t, dir: t.TempDir()}
 	j.file = filepath.Join(j.dir, "job.ckpt")
-	c := exec.Command("sh", "-c", "while :; do echo >>out; sleep 0.01; done")
-	c.Dir, c.SysProcAttr = j.dir, &syscall.SysProcAttr{Setsid: true}
+	c := exec.Command("sh", "-c", `test -z "$LOCKERSH_FENCE_FILE" || exec 9<"$LOCKERSH_FENCE_FILE"
+		while :; do echo >>out; sleep 0.01; done`)
+	c.Dir, c.Env, c.SysProcAttr = j.dir, append(os.Environ(), environ...), &syscall.SysProcAttr{Setsid: true}
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +206,7 @@ func (j *counting) goesOn() {
 // ended waits until nothing of it is there, so that its numbers are free.
 func (j *counting) ended(after string) {
 	j.t.Helper()
-	for _, pid := range j.pids {
+	for _, pid := range append([]int{-j.pids[0]}, j.pids...) { // the group first
 		until(j.t, fmt.Sprintf("process %d to end after %s", pid, after), func() bool {
 			_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil) // it may be ours by now
 			return syscall.Kill(pid, 0) == syscall.ESRCH
@@ -435,9 +436,9 @@ func TestKilledWithItsKeeper(t *testing.T) {
 	if err != nil || len(keepers) != 1 {
 		t.Fatal(keepers, err)
 	}
+	_ = syscall.Kill(-keepers[0], syscall.SIGKILL) // first, or it does what it is there for
 	_ = c.Process.Kill()
 	_ = c.Wait()
-	_ = syscall.Kill(-keepers[0], syscall.SIGKILL)
 	until(t, "the keeper and CRIU to end", func() bool {
 		_, _ = syscall.Wait4(-keepers[0], nil, syscall.WNOHANG, nil) // orphans are ours
 		return syscall.Kill(-keepers[0], 0) == syscall.ESRCH
@@ -473,5 +474,69 @@ func TestKilledWithItsKeeper(t *testing.T) {
 	}
 	if again := noted(records); len(again) != 0 {
 		t.Errorf("there are records still: %q", again)
+	}
+}
+
+// TestFenceFile saves no job while it has locked the file of its fence, and restarts it with
+// that open where there is none.
+func TestFenceFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to make the file of a fence")
+	}
+	path := filepath.Join(fenceDir, fmt.Sprintf("executor-test-%d%s", os.Getpid(), fenceEnd))
+	if err := placeFence(path); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(path)
+	j := count(t, 0, FenceFileVariable+"="+path)
+	x := New("", nil)
+	defer x.Close()
+	save := func(ctx context.Context) error {
+		p, err := x.Prepare(ctx, 1, ActionCheckpoint, mustJSON(CheckpointSpec{PID: j.pids[0], File: j.file + ".more", After: "kill"}), &fakeLocks{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = p.Freeze(ctx)
+		return err
+	}
+	locked, err := os.Open(path)
+	if err == nil {
+		err = unix.Flock(int(locked.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := save(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error("saved while it must not be: ", err)
+	}
+	j.goesOn()
+	_ = locked.Close()
+	if err := save(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	j.ended("its checkpoint")
+
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	locks := &restarted{fakeLocks: fakeLocks{id: j.id}}
+	p, err := x.Prepare(t.Context(), 2, ActionRestart, mustJSON(RestartSpec{File: j.file, Trust: true}), locks)
+	if err == nil {
+		_, err = p.Freeze(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.goesOn()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fd/9", j.pids[0]))
+	if err != nil || string(text) != fmt.Sprintf("%20d\n", 8) {
+		t.Errorf("the fence of the restarted job: %q, %v", text, err)
+	}
+	here, e := os.Stat(path)
+	open, err := os.Stat(fmt.Sprintf("/proc/%d/fd/9", j.pids[0]))
+	if e != nil || err != nil || !os.SameFile(here, open) {
+		t.Errorf("what the job has open is another file than others lock: %v, %v", e, err)
 	}
 }

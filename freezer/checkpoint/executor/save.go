@@ -83,7 +83,15 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 			return "", err
 		}
 		defer forget()
+		release, err := holdCommits(ctx, pid)
+		if err != nil {
+			return "", err
+		}
+		defer release()
 		o := o
+		if o.Signal == 0 {
+			o.Copied = release
+		}
 		if !s.Suspend {
 			r, err := checkpoint.Checkpoint(ctx, o)
 			if err != nil {
