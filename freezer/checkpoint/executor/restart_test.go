@@ -491,11 +491,13 @@ func TestFenceFile(t *testing.T) {
 	j := count(t, 0, FenceFileVariable+"="+path)
 	x := New("", nil)
 	defer x.Close()
-	save := func(ctx context.Context) error {
-		p, err := x.Prepare(ctx, 1, ActionCheckpoint, mustJSON(CheckpointSpec{PID: j.pids[0], File: j.file + ".more", After: "kill"}), &fakeLocks{})
+	save := func(limit time.Duration) error {
+		p, err := x.Prepare(t.Context(), 1, ActionCheckpoint, mustJSON(CheckpointSpec{PID: j.pids[0], File: j.file + ".more", After: "kill"}), &fakeLocks{})
 		if err != nil {
 			t.Fatal(err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		defer cancel()
 		_, err = p.Freeze(ctx)
 		return err
 	}
@@ -506,14 +508,12 @@ func TestFenceFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if err := save(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Error("saved while it must not be: ", err)
+	if err := save(time.Second); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal("saved while it must not be: ", err)
 	}
 	j.goesOn()
 	_ = locked.Close()
-	if err := save(t.Context()); err != nil {
+	if err := save(time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	j.ended("its checkpoint")
