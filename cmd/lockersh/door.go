@@ -170,8 +170,9 @@ func (r *runner) take(q *wish) {
 // its environment: it is named for the locks. Only where another lockersh of this host has
 // them too, which are shared then, it has another name.
 const (
-	socketEnd  = ".checkpoint"
-	maxSockets = 1000
+	socketEnd   = ".checkpoint"
+	socketsLock = ".lock" // no name of a lock begins so
+	maxSockets  = 1000
 	// maxSocketName keeps the path within sockaddr_un (unix(7)).
 	maxSocketName = 64
 )
@@ -212,14 +213,15 @@ func listen(dir, locks string, several int) (l *net.UnixListener, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	// One of us looks and removes at a time.
-	all, err := os.Open(dir)
+	// One of us looks and removes at a time. It is a file that nobody else can lock: for the
+	// directory it would be enough to see it.
+	all, err := os.OpenFile(filepath.Join(dir, socketsLock), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer all.Close()
 	if err := unix.Flock(int(all.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, fmt.Errorf("lock %s: %w", all.Name(), err)
 	}
 	for n := range several {
 		path := filepath.Join(dir, socketName(locks)+socketEnd)

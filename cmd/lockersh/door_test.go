@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestListen has sockets at one name after the other for those that share a lock, and for a
@@ -13,6 +15,18 @@ import (
 // that it goes away in time.
 func TestListen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "made")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever can see the directory can lock it.
+	seen, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Close()
+	if err := unix.Flock(int(seen.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
 	first, err := listenAlone(dir, "a/b", time.Minute)
 	if err != nil {
 		t.Fatal(err)
