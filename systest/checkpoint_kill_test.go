@@ -231,9 +231,13 @@ func TestCheckpointsKilled(t *testing.T) {
 		}
 		outcome["suspended"]++
 		at, by = by, other(by)
+		saved := j.count()
 		j.broken(at, by, starting*5/4, start(at, file)...)
 		if j.settled(by, file) {
 			outcome["restart failed"]++
+			if n := j.count(); n != saved {
+				t.Fatalf("a restart has failed, and the job has gone on from %d to %d", saved, n)
+			}
 			at = other(at)
 			j.carries(at, by)
 			j.want(by, start(at, file)...)
