@@ -35,7 +35,7 @@ func newBox(in string) (*box, error) {
 	if err != nil {
 		return nil, err
 	}
-	sweep(in)
+	Sweep(in)
 	for range 3 {
 		dir, err := os.MkdirTemp(in, boxPattern)
 		if err != nil {
@@ -45,7 +45,7 @@ func newBox(in string) (*box, error) {
 		if err == nil {
 			return b, nil
 		}
-		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EAGAIN) { // someone swept it before it was locked
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EAGAIN) { // which is: swept before it was locked
 			return nil, err
 		}
 	}
@@ -53,7 +53,7 @@ func newBox(in string) (*box, error) {
 }
 
 // errNotOurBox says that something else has the name of a directory that we have made.
-var errNotOurBox = fmt.Errorf("another user has put something in its place: %w", syscall.EPERM)
+var errNotOurBox = fmt.Errorf("somebody has put something else in its place: %w", syscall.EPERM)
 
 // openBox makes a box of an empty directory.
 func openBox(dir string) (*box, error) {
@@ -129,13 +129,9 @@ func (b *box) remove() {
 	closeAll(b.at, b.lock)
 }
 
-// Sweep removes what killed checkpoints and restarts have left in a directory. The next one
-// there does so as well.
-func Sweep(dir string) { sweep(dir) }
-
-// sweep removes the boxes in a directory that nobody has. Errors are for those who
-// look at the directory.
-func sweep(in string) {
+// Sweep removes the boxes in a directory that nobody has, which killed checkpoints and restarts
+// have left. The next one there does so as well. Errors are for those who look at the directory.
+func Sweep(in string) {
 	left, _ := filepath.Glob(filepath.Join(escapeGlob(in), boxPattern))
 	for _, dir := range left {
 		b := &box{dir: dir}

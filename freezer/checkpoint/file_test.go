@@ -668,7 +668,7 @@ func TestWhatIsNoBox(t *testing.T) {
 	if b, err := openBox(like); !errors.Is(err, syscall.EEXIST) {
 		t.Errorf("one that has a lock: %v, %v", b, err)
 	}
-	sweep(dir)
+	Sweep(dir)
 	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(target, boxLock)} {
 		if !isThere(name) {
 			t.Errorf("%s was removed", name)

@@ -97,7 +97,7 @@ func visit(path string, into func() proto.Message, each func(proto.Message) (boo
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	any := false
+	edited := false
 	for i, e := range img.entries {
 		m := into()
 		if err := proto.Unmarshal(e, m); err != nil {
@@ -111,10 +111,10 @@ func visit(path string, into func() proto.Message, each func(proto.Message) (boo
 			if img.entries[i], err = proto.Marshal(m); err != nil {
 				return nil, fmt.Errorf("%s: %w", path, err)
 			}
-			any = true
+			edited = true
 		}
 	}
-	if !any {
+	if !edited {
 		return nil, nil
 	}
 	return img, nil

@@ -144,7 +144,7 @@ func killOnce(t *testing.T, j *job, signal syscall.Signal, victim string, s *str
 		left, _ := os.ReadDir(j.dir)
 		for _, e := range left {
 			if strings.HasPrefix(e.Name(), strings.TrimSuffix(boxPattern, "*")) {
-				sweep(j.dir) // only what nobody has: the keeper was killed
+				Sweep(j.dir) // only what nobody has: the keeper was killed
 				return false
 			}
 		}

@@ -11,7 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
+
+// probeTime bounds what [CRIU.Preflight] does.
+const probeTime = 30 * time.Second
 
 // Preflight checkpoints and restarts a process with a listening TCP socket, and looks
 // whether it still listens: `criu check` finds kernels fine on which that fails. The

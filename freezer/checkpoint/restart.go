@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,12 +93,12 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 			return nil, err
 		}
 	}
-	context, err := openContext(from)
+	saved, err := openContext(from)
 	if err != nil {
 		return nil, p.named(err)
 	}
-	if err := context.manifest.mayRun(p.Suspended); err != nil {
-		context.close()
+	if err := saved.manifest.mayRun(p.Suspended); err != nil {
+		saved.close()
 		return nil, err
 	}
 	b, err := newBox(in)
@@ -107,17 +106,17 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 		b, err = newBox(os.TempDir())
 	}
 	if err != nil {
-		context.close()
+		saved.close()
 		return nil, classed(err, "make a directory for the images")
 	}
 	defer b.remove()
 	// A stage with process numbers of its own has another /proc; and where others can write nothing
 	// is restarted, unless they are trusted.
 	b.way = b.dir
-	if err := context.unpack(b.images()); err != nil {
+	if err := saved.unpack(b.images()); err != nil {
 		return nil, p.named(err)
 	}
-	j := &Job{Manifest: context.manifest}
+	j := &Job{Manifest: saved.manifest}
 	if err := p.start(ctx, b, j); err != nil {
 		return nil, classed(err, "start the job")
 	}
@@ -401,6 +400,3 @@ func (j *Job) Signal(sig syscall.Signal) error {
 	err = c.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
 	return errors.Join(err, sent)
 }
-
-// probeTime bounds what [CRIU.Preflight] does.
-const probeTime = 30 * time.Second
