@@ -61,8 +61,12 @@ var layers = map[string]layer{
 		modules: []string{"golang.org/x/sys"},
 		why:     "it is between a program that wants to be saved and what saves it; who holds locks starts both",
 	},
+	"freezer/checkpoint/fencefile": {
+		modules: []string{"golang.org/x/sys"},
+		why:     "it is a file that two who checkpoint have with jobs in common, and no more",
+	},
 	"freezer/checkpoint/executor": {
-		ours:    []string{"freezer/checkpoint"},
+		ours:    []string{"freezer/checkpoint", "freezer/checkpoint/fencefile"},
 		modules: []string{"golang.org/x/sys"},
 		why:     "it acts on its host; the lock table is an interface to it",
 	},
@@ -116,7 +120,7 @@ var layers = map[string]layer{
 	"cmd/...": {
 		ours: []string{
 			"client", "cmd/internal/freezing", "cluster", "fsm", "freezer", "freezer/checkpoint", "freezer/checkpoint/executor",
-			"freezer/checkpoint/self", "getopt", "job", "pidprobe", "transport",
+			"freezer/checkpoint/fencefile", "freezer/checkpoint/self", "getopt", "job", "pidprobe", "transport",
 		},
 		modules: []string{"*"},
 		why:     "commands are wiring and exit codes: what two of them need belongs in a package",

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 	"github.com/lockerd/lockerd/job"
 )
@@ -162,7 +163,7 @@ func (r *runner) begin() (code int, err error) {
 	if err != nil {
 		return exitInternal, err
 	}
-	if err := tellFence(r.Name, fence); err != nil {
+	if err := fencefile.Replace(fencefile.Path(r.Lock), fence); err != nil {
 		return exitOS, err
 	}
 	var first error // why the newest cannot be restored
@@ -196,7 +197,7 @@ func (r *runner) begin() (code int, err error) {
 		return 0, nil
 	}
 	if first != nil {
-		forgetFence(r.Name)
+		r.forgetFence()
 		if errors.Is(first, checkpoint.ErrUntrusted) {
 			first = fmt.Errorf("%w, or say --checkpoint-trust", first)
 		}
@@ -211,6 +212,8 @@ func (r *runner) begin() (code int, err error) {
 	return r.start()
 }
 
+func (r *runner) forgetFence() { _ = os.Remove(fencefile.Path(r.Lock)) }
+
 func (r *runner) start() (code int, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -219,7 +222,7 @@ func (r *runner) start() (code int, err error) {
 	defer null.Close()
 	if r.root, err = job.Spawn(r.argv, [3]*os.File{null, os.Stdout, os.Stderr}); err != nil {
 		if r.series != nil {
-			forgetFence(r.Name)
+			r.forgetFence()
 		}
 		return job.StartCode(err), err
 	}
@@ -346,14 +349,14 @@ func (r *runner) attempt(ctx context.Context, why syscall.Signal, o checkpoint.O
 		a := attempt{from: from}
 		defer func() { r.attempts <- a }()
 		if quiet {
-			held, err := holdCommits(ctx, r.Name)
+			release, err := fencefile.Hold(ctx, fencefile.Path(r.Lock))
 			if err != nil {
-				a.err = err
+				a.err = fmt.Errorf("no checkpoint: %w", err)
 				return
 			}
-			defer held.Close()
+			defer release()
 			if o.Signal == 0 {
-				o.Copied = func() { _ = held.Close() }
+				o.Copied = release
 			}
 		}
 		if a.report, a.err = checkpoint.Checkpoint(ctx, o); a.err == nil && (r.Verbose || r.series == nil) {
@@ -429,7 +432,7 @@ func (r *runner) end() int {
 	r.closeDoor()
 	byItself := !r.leaving && !r.asked && r.status.Exited()
 	if r.series != nil {
-		forgetFence(r.Name)
+		r.forgetFence()
 		if byItself {
 			if err := r.series.finish(r.status.ExitStatus()); err != nil {
 				r.say("%v", err)

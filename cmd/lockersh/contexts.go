@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 )
 
 // series is what there is of one job in a directory that all hosts share:
@@ -48,19 +50,11 @@ const (
 // seriesName is a lock's name as part of a file's name: letters, digits, - and _ as they
 // stand, all else as %XX.
 func seriesName(lock string) (string, error) {
-	var b strings.Builder
-	for i := range len(lock) {
-		switch c := lock[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
-			b.WriteByte(c)
-		default:
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
+	name := fencefile.Escape(lock)
+	if len(name) > maxSeriesName {
+		return "", fmt.Errorf("the lock's name is too long to name contexts by: %d bytes, and %d is the most", len(name), maxSeriesName)
 	}
-	if b.Len() > maxSeriesName {
-		return "", fmt.Errorf("the lock's name is too long to name contexts by: %d bytes, and %d is the most", b.Len(), maxSeriesName)
-	}
-	return b.String(), nil
+	return name, nil
 }
 
 func (s *series) path(id contextID, end string) string {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 	"github.com/lockerd/lockerd/freezer/checkpoint/self"
 )
 
@@ -46,9 +47,9 @@ func (r *runner) openDoor() error {
 	var l *net.UnixListener
 	var err error
 	if r.Dir == "" {
-		l, err = listen(fenceFileDir, r.Lock, maxSockets)
+		l, err = listen(fencefile.Dir, r.Lock, maxSockets)
 	} else {
-		l, err = listenAlone(fenceFileDir, r.Lock, otherPatience)
+		l, err = listenAlone(fencefile.Dir, r.Lock, otherPatience)
 	}
 	if err != nil {
 		return err

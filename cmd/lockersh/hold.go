@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockerd/lockerd/client"
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 	"github.com/lockerd/lockerd/job"
 )
 
@@ -414,7 +415,7 @@ func environment(l *client.Locker, id string, b *batch) []string {
 	changes := []string{job.Mark(id), "LOCKER_LOCK=" + strings.Join(l.LockNames(), ":"), "LOCKER_FENCE"}
 	if mark := b.mark(); mark != "" {
 		changes[0] = job.Mark(id, mark)
-		changes = append(changes, fenceFileVariable+"="+fenceFile(b.Name))
+		changes = append(changes, fencefile.Variable+"="+fencefile.Path(b.Lock))
 	}
 	if f := l.Fence(); f != 0 {
 		changes[2] += "=" + strconv.FormatUint(f, 10)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 )
 
 // parentName is what the parent of a restarted job is called instead of the program.
@@ -87,7 +88,7 @@ func parentMain() int {
 		return 1
 	}
 	if v.Fence != 0 && fence != "" {
-		err = tellFence(fence, v.Fence)
+		err = fencefile.Tell(fence, v.Fence)
 	}
 	if err = errors.Join(err, job.Continue()); err != nil {
 		job.Kill()
@@ -132,23 +133,6 @@ func restore(ctx context.Context, s RestartSpec) (*checkpoint.Job, error) {
 		return nil, err
 	}
 	return job, nil
-}
-
-// placeFenceOf finds the file in which a job looks for its fence, "" if it has none. It is
-// there then, and can be written.
-func placeFenceOf(job *checkpoint.Job) (path string, err error) {
-	pid := job.PID()
-	if pid != job.Manifest.Root { // a stage's, which has one child
-		all, err := children(pid)
-		if err != nil || len(all) == 0 {
-			return "", errors.Join(errors.New("the job's eldest process is not found"), err)
-		}
-		pid = all[0]
-	}
-	if path, err = fenceFile(pid); err != nil || path == "" {
-		return "", err
-	}
-	return path, placeFence(path)
 }
 
 // makeTerminal makes a pseudo-terminal our controlling one, for a job that was

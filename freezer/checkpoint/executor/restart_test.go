@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
+	"github.com/lockerd/lockerd/freezer/checkpoint/fencefile"
 )
 
 // fileVariable names the file that the test program itself is to restart, or the process
@@ -65,7 +66,7 @@ func actAndHang(file, moment string) error {
 	action, spec := ActionRestart, mustJSON(RestartSpec{File: file, Trust: true})
 	if pid, err := strconv.Atoi(os.Getenv(pidVariable)); err == nil {
 		locks.suspend = func() { hang("suspend", pid) }
-		locks.holds = []Hold{{Fence: 3, Locks: []string{"a"}, PID: pid, Here: true}}
+		locks.holds = []Hold{{Fence: 3, Locks: []string{lockName}, PID: pid, Here: true}}
 		action, spec = ActionCheckpoint, mustJSON(CheckpointSpec{File: file, PID: pid, Suspend: true})
 	} else {
 		m, err := inspect(file)
@@ -102,7 +103,7 @@ func (l *restarted) Holds(_ context.Context, lock string) ([]Hold, error) {
 	if lock == "" {
 		return l.holds, nil
 	}
-	return []Hold{{Fence: 7, Locks: []string{"a"}, Suspended: true, ContextID: l.id, Job: 3, Ended: true}}, nil
+	return []Hold{{Fence: 7, Locks: []string{lockName}, Suspended: true, ContextID: l.id, Job: 3, Ended: true}}, nil
 }
 
 func (l *restarted) Suspend(context.Context, uint64, string, string) error {
@@ -146,6 +147,9 @@ type counting struct {
 	id   string
 }
 
+// lockName is nobody's lock, so nobody has the file of its fence.
+var lockName = fmt.Sprintf("executor-test-%d", os.Getpid())
+
 // count starts one and writes it to a file. With a signal it is that of its end.
 func count(t *testing.T, sig syscall.Signal, environ ...string) *counting {
 	t.Helper()
@@ -171,7 +175,7 @@ func count(t *testing.T, sig syscall.Signal, environ ...string) *counting {
 	t.Cleanup(j.end)
 	until(t, "the job to begin", func() bool { return j.size() > 0 })
 	r, err := checkpoint.Checkpoint(t.Context(), checkpoint.Order{
-		Target: checkpoint.Tree(c.Process.Pid), File: j.file, Signal: sig, Locks: []checkpoint.Lock{{Name: "a", Fence: 3}},
+		Target: checkpoint.Tree(c.Process.Pid), File: j.file, Signal: sig, Locks: []checkpoint.Lock{{Name: lockName, Fence: 3}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +268,7 @@ func (j *counting) upTo(environ ...string) *exec.Cmd {
 // resumed is its hold in the table, as Resume has left it.
 func (j *counting) resumed() Hold {
 	j.t.Helper()
-	return Hold{Fence: 8, Locks: []string{"a"}, PID: j.pids[0], Start: process(j.t, j.pids[0]).Start, Here: true, Resumed: true}
+	return Hold{Fence: 8, Locks: []string{lockName}, PID: j.pids[0], Start: process(j.t, j.pids[0]).Start, Here: true, Resumed: true}
 }
 
 // TestARestartIsBrokenOff ends restarts when the job stands still and its lock is asked
@@ -394,7 +398,7 @@ func TestKilledAtTheSuspension(t *testing.T) {
 	var said []string
 	x := New("", func(text string, args ...any) { said = append(said, fmt.Sprint(text, args)) })
 	defer x.Close()
-	suspended := Hold{Fence: 3, Locks: []string{"a"}, Job: 3, Suspended: true, PID: j.pids[0], Here: true, Context: j.file, ContextID: j.id}
+	suspended := Hold{Fence: 3, Locks: []string{lockName}, Job: 3, Suspended: true, PID: j.pids[0], Here: true, Context: j.file, ContextID: j.id}
 	recovered := func(change func(*Hold)) (ended int) {
 		h := suspended
 		change(&h)
@@ -477,18 +481,44 @@ func TestKilledWithItsKeeper(t *testing.T) {
 	}
 }
 
+// TestAnothersFenceFile has a job say that the file of another lock is its own.
+func TestAnothersFenceFile(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("it takes root to make the file of a fence")
+	}
+	other := fencefile.Path(lockName + "-other")
+	if err := fencefile.Replace(other, 5); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(other)
+	j := count(t, syscall.SIGKILL, fencefile.Variable+"="+other)
+	x := New("", nil)
+	defer x.Close()
+	p, err := x.Prepare(t.Context(), 1, ActionRestart, mustJSON(RestartSpec{File: j.file, Trust: true}), &restarted{fakeLocks: fakeLocks{id: j.id}})
+	if err == nil {
+		_, err = p.Freeze(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.goesOn()
+	if text, err := os.ReadFile(other); err != nil || string(text) != fmt.Sprintf("%20d\n", 5) {
+		t.Errorf("the fence of another lock is %q, %v", text, err)
+	}
+}
+
 // TestFenceFile saves no job while it has locked the file of its fence, and restarts it with
 // that open where there is none.
 func TestFenceFile(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("it takes root to make the file of a fence")
 	}
-	path := filepath.Join(fenceDir, fmt.Sprintf("executor-test-%d%s", os.Getpid(), fenceEnd))
-	if err := placeFence(path); err != nil {
+	path := fencefile.Path(lockName)
+	if err := fencefile.Place(path); err != nil {
 		t.Fatal(err)
 	}
 	defer os.Remove(path)
-	j := count(t, 0, FenceFileVariable+"="+path)
+	j := count(t, 0, fencefile.Variable+"="+path)
 	x := New("", nil)
 	defer x.Close()
 	save := func(limit time.Duration) error {
