@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lockerd/lockerd/freezer/checkpoint"
 )
 
@@ -82,49 +80,6 @@ func (x *Executor) end(ctx context.Context, s *suspension) {
 		x.log("the lock is suspended, and cannot be had yet: it is not known to the cluster that the job has ended",
 			"order", s.order, "locks", s.hold.Locks, "file", s.file, "error", err)
 	}
-}
-
-// end kills the processes of a manifest that are still those, and waits for their end.
-func end(ctx context.Context, m *checkpoint.Manifest) error {
-	var fds []unix.PollFd
-	defer func() {
-		for _, f := range fds {
-			_ = unix.Close(int(f.Fd))
-		}
-	}()
-	for _, p := range m.Processes {
-		fd, err := unix.PidfdOpen(p.PID, 0)
-		if errors.Is(err, syscall.ESRCH) || p.Ended {
-			if err == nil {
-				_ = unix.Close(fd)
-			}
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("open process %d: %w", p.PID, err)
-		}
-		// What the descriptor is for cannot change any more.
-		start, err := startOf(p.PID)
-		if err != nil || start != p.Start {
-			_ = unix.Close(fd)
-			continue
-		}
-		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("end process %d: %w", p.PID, err)
-		}
-	}
-	for i := range fds {
-		for fds[i].Revents == 0 {
-			if ctx.Err() != nil {
-				return fmt.Errorf("a process was killed, and does not end: %w", context.Cause(ctx))
-			}
-			if _, err := unix.Poll(fds[i:i+1], int(lookAgain/time.Millisecond)); err != nil && !errors.Is(err, syscall.EINTR) {
-				return fmt.Errorf("wait for the end of a process: %w", err)
-			}
-		}
-	}
-	return nil
 }
 
 // only refuses a job that has more holds than the one which can be kept for it: the others

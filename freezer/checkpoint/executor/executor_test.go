@@ -344,6 +344,24 @@ func TestSuspend(t *testing.T) {
 	}
 }
 
+// TestEnd kills a job that has run on since it was put on disk, with what it has started since.
+func TestEnd(t *testing.T) {
+	pid, child := lockersh(t, "sh")
+	other, _ := lockersh(t, "sh")
+	m := &checkpoint.Manifest{Processes: []checkpoint.Process{process(t, pid), {PID: other, Start: 1}}}
+	if err := end(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{pid, child} {
+		if state, err := statOf(pid, 3); err == nil && state != "Z" {
+			t.Errorf("process %d is in state %s", pid, state)
+		}
+	}
+	if there, run := look(other, 0); !there || !run {
+		t.Errorf("another one, of the same number: there %v, runs %v", there, run)
+	}
+}
+
 // TestLook tells a process that was let run from one that stands still, also behind its
 // stage, has ended, or is another one.
 func TestLook(t *testing.T) {
