@@ -543,10 +543,17 @@ func TestFenceFile(t *testing.T) {
 	}
 	j.goesOn()
 	_ = locked.Close()
+	late, err := x.Prepare(t.Context(), 3, ActionCheckpoint, mustJSON(CheckpointSpec{PID: j.pids[0], File: j.file + ".late"}), &fakeLocks{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := save(time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	j.ended("its checkpoint")
+	if _, err := late.Freeze(t.Context()); err == nil || !strings.Contains(err.Error(), "has ended") {
+		t.Error("what has ended since it was looked at: ", err)
+	}
 
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)

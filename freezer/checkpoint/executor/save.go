@@ -63,6 +63,10 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 	if pid, err = jobOf(pid, hold); err != nil {
 		return nil, err
 	}
+	start, err := startOf(pid)
+	if err != nil {
+		return nil, fmt.Errorf("process %d has ended", pid)
+	}
 	if s.Suspend {
 		if err := only(ctx, locks, append(tree(pid), above(pid)...), hold); err != nil {
 			return nil, err
@@ -78,6 +82,9 @@ func (x *Executor) save(ctx context.Context, order uint64, s CheckpointSpec, loc
 		}
 	}
 	return func(ctx context.Context) (string, error) {
+		if now, err := startOf(pid); err != nil || now != start { // the others may have taken their time
+			return "", fmt.Errorf("process %d has ended", pid)
+		}
 		forget, err := x.note(order, filepath.Dir(s.File))
 		if err != nil {
 			return "", err
