@@ -85,6 +85,7 @@ var verdicts = []verdict{
 	{[]string{"has bad size"}, Env, syscall.ESTALE, ""},
 	{[]string{"has bad mode"}, Env, syscall.ESTALE, ""},
 	{[]string{"has bad build-ID"}, Env, syscall.ESTALE, ""},
+	{[]string{"Can't dump nested", "namespace"}, Env, syscall.EOPNOTSUPP, "one of its processes is in a namespace that the eldest is not in, which cannot be checkpointed (namespaces(7))"},
 	{[]string{"Connected TCP socket"}, Env, syscall.ENOTCONN, "it has an open TCP connection: say whether to restore or close it"},
 	{[]string{"inet: Unsupported proto 262"}, Env, syscall.EOPNOTSUPP, "it has a socket of Multipath TCP, which cannot be checkpointed (a Go program opens none with GODEBUG=multipathtcp=0)"},
 	{[]string{"In-flight connection"}, Temp, syscall.EAGAIN, ""},

@@ -214,6 +214,8 @@ func TestWhatIsElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := elsewhere(0, "/bin/sh", "-c", `unshare -m "$0"; :`, program)
+	n := elsewhere(0, "/bin/sh", "-c", `unshare -n "$0"; :`, program)
+	u := elsewhere(0, "/bin/sh", "-c", `unshare -u "$0"; :`, program)
 	m := begin(t, "count")
 	file, _ := m.save(t)
 	r := restart(t, Plan{File: file, NewPIDs: true})
@@ -233,6 +235,8 @@ func TestWhatIsElsewhere(t *testing.T) {
 		{"mounts", j, j.pid(), "a mount namespace that is not ours"},
 		{"numbers", k, k.pid(), "a pid namespace that is not ours"},
 		{"a child", l, l.pid(), "a mount namespace that is not ours"},
+		{"a child's network", n, n.pid(), "a network namespace that is not that of the eldest process"},
+		{"a child's host name", u, u.pid(), "one of its processes is in a namespace that the eldest is not in"},
 		{"--no-restore-pid", m, inside, "or of cr_restart --no-restore-pid"},
 		{"its stage", m, r.PID(), "or of cr_restart --no-restore-pid"},
 	} {

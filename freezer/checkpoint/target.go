@@ -86,7 +86,7 @@ func (t Target) resolve(all table) (root int, members []process, err error) {
 		if tracer := statusNumber(pid, "TracerPid"); tracer != 0 {
 			return 0, nil, fail(Temp, syscall.EBUSY, "process %d is traced by %d", pid, tracer)
 		}
-		if where := elsewhere(pid); where != "" && p.state != 'Z' {
+		if where := elsewhere(pid, root); where != "" && p.state != 'Z' {
 			return 0, nil, fail(Env, syscall.EOPNOTSUPP, "process %d is in %s, and could not be restarted from a checkpoint", pid, where)
 		}
 		if p.session == 0 && p.state != 'Z' {
@@ -98,21 +98,31 @@ func (t Target) resolve(all table) (root int, members []process, err error) {
 	return root, members, nil
 }
 
-// namespaces are those in which everything has to be where we are. CRIU saves some that are not, with
-// the numbers that they have there, which are others' here, and then does not restore them.
-var namespaces = []struct{ name, say string }{
-	{"pid", "a pid namespace that is not ours (as of a container, or of cr_restart --no-restore-pid)"},
-	{"mnt", "a mount namespace that is not ours (as of a container, or of a service with PrivateTmp)"},
+// namespaces are those in which a process has to be where we are, or where the eldest is. CRIU saves some
+// that are not, with the numbers that they have there, which are others' here, and then does not
+// restore them.
+var namespaces = []struct {
+	name   string
+	eldest bool
+	say    string
+}{
+	{"pid", false, "a pid namespace that is not ours (as of a container, or of cr_restart --no-restore-pid)"},
+	{"mnt", false, "a mount namespace that is not ours (as of a container, or of a service with PrivateTmp)"},
+	{"net", true, "a network namespace that is not that of the eldest process"},
 }
 
 // elsewhere says in which other namespace a process is, if it is in one and we may know.
-func elsewhere(pid int) string {
+func elsewhere(pid, eldest int) string {
 	for _, ns := range namespaces {
-		ours, err := os.Readlink("/proc/self/ns/" + ns.name)
+		with := os.Getpid()
+		if ns.eldest {
+			with = eldest
+		}
+		want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", with, ns.name))
 		if err != nil {
 			continue
 		}
-		if theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/" + ns.name); err == nil && theirs != ours {
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns.name)); err == nil && got != want {
 			return ns.say
 		}
 	}
