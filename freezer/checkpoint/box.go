@@ -139,9 +139,9 @@ func Sweep(in string) {
 			continue
 		}
 		var err error
-		b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|unix.O_NOFOLLOW, 0)
+		b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		switch {
-		case err == nil && unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil:
+		case err == nil && isBoxLock(b.lock) && unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil:
 			b.remove()
 			continue
 		case errors.Is(err, os.ErrNotExist):
@@ -149,6 +149,13 @@ func Sweep(in string) {
 		}
 		closeAll(b.at, b.lock)
 	}
+}
+
+// isBoxLock tells the lock of a box from what others call so: a directory that is root's may have
+// been given the name of a box.
+func isBoxLock(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode().IsRegular() && st.Size() == 0
 }
 
 func escapeGlob(path string) string {

@@ -646,12 +646,14 @@ func TestWhatIsNoBox(t *testing.T) {
 	dir := t.TempDir()
 	other, open, full := filepath.Join(dir, ".checkpoint-1"), filepath.Join(dir, ".checkpoint-2"), filepath.Join(dir, ".checkpoint-3")
 	like := filepath.Join(t.TempDir(), ".checkpoint-5")
+	named := filepath.Join(dir, ".checkpoint-6")
 	link, target := filepath.Join(dir, ".checkpoint-4"), filepath.Join(dir, "target")
 	err := errors.Join(
 		os.Mkdir(other, 0o700), os.Chown(other, 65534, 65534),
 		os.Mkdir(open, 0o700), os.Chmod(open, 0o777),
 		os.Mkdir(full, 0o700), os.WriteFile(filepath.Join(full, "hers"), nil, 0o600),
 		os.Mkdir(like, 0o700), os.WriteFile(filepath.Join(like, boxLock), nil, 0o600), os.WriteFile(filepath.Join(like, "hers"), nil, 0o600),
+		os.Mkdir(named, 0o700), os.WriteFile(filepath.Join(named, boxLock), []byte("hers"), 0o600),
 		os.Mkdir(target, 0o700), os.WriteFile(filepath.Join(target, boxLock), nil, 0o600), os.Symlink(target, link),
 	)
 	if err != nil {
@@ -669,7 +671,7 @@ func TestWhatIsNoBox(t *testing.T) {
 		t.Errorf("one that has a lock: %v, %v", b, err)
 	}
 	Sweep(dir)
-	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(target, boxLock)} {
+	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(named, boxLock), filepath.Join(target, boxLock)} {
 		if !isThere(name) {
 			t.Errorf("%s was removed", name)
 		}
