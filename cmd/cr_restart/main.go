@@ -124,7 +124,7 @@ func (o *options) failed(err error) int {
 	case errors.Is(err, checkpoint.ErrInUse) && !o.plan.NewPIDs:
 		hint = ": end that, or say --no-restore-pid"
 	case errors.Is(err, checkpoint.ErrSuspended):
-		hint = ", or say --without-lock"
+		hint = ", or without it, with --without-lock"
 	}
 	o.say("Restart failed: " + err.Error() + hint)
 	if o.kmsg != kmsgNone {

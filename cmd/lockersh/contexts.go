@@ -176,7 +176,7 @@ func (s *series) lastEnding() (e ending, err error) {
 		e, err = parseEnding(text)
 	}
 	if err != nil {
-		return e, fmt.Errorf("read how the job has ended, %s: %w", path, err)
+		return e, fmt.Errorf("read how the job has ended, %s: %w: if that is no matter, remove it", path, err)
 	}
 	return e, nil
 }

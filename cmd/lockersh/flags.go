@@ -79,6 +79,7 @@ Exit status: the command's own, 128+n if signal n ended it, and
    69  no server answers, however often --connect-tries says: by default that
        takes one to two minutes, and is told on standard error output; or the
        cluster refuses; or checkpoints do not work here
+   70  lockersh cannot do its own part, and says why
    71  the command's checkpoint cannot be restored on this host; or a job of
        another cluster whose lock has the same name is here
    74  what was asked for cannot be written to standard output

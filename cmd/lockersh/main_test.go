@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -129,6 +130,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"lockerd":    cmdLockerd,
 			"eventually": cmdEventually,
+			"ended":      cmdEnded,
 		},
 	})
 }
@@ -171,6 +173,25 @@ func cmdLockerd(ts *testscript.TestScript, _ bool, args []string) {
 		n.kill()
 	default:
 		ts.Fatalf("usage: lockerd [restart|kill]")
+	}
+}
+
+// cmdEnded waits for the end of the process whose number is in a file. It may be that nobody
+// waits for it: not every first process does so.
+func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: ended FILE")
+	}
+	pid := strings.TrimSpace(ts.ReadFile(args[0]))
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		text, err := os.ReadFile("/proc/" + pid + "/stat")
+		state := strings.TrimSpace(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if err != nil || strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X") {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("process %s is there still: %s", pid, text)
+		}
 	}
 }
 

@@ -111,6 +111,13 @@ func boxWay() string { return fmt.Sprintf("/proc/%d/fd/", os.Getpid()) }
 func (b *box) path(name string) string { return filepath.Join(b.way, name) }
 func (b *box) images() string          { return b.path("images") }
 
+// hasRoom says whether there is room for so many bytes on the file system of a directory. One
+// that is not there has none.
+func hasRoom(dir string, size uint64) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Bavail*uint64(st.Bsize) >= size
+}
+
 // room is an error if no more can be written to the box.
 func (b *box) room() error {
 	return os.WriteFile(b.path("room"), make([]byte, 4096), 0o600)

@@ -94,6 +94,7 @@ var verdicts = []verdict{
 	{[]string{"anon_inode:[io_uring]"}, Env, syscall.EOPNOTSUPP, "it uses io_uring, which cannot be checkpointed"},
 	{[]string{"Peer unresolved"}, Perm, syscall.ECONNREFUSED, ""},
 	{[]string{"is traced by"}, Temp, syscall.EBUSY, ""},
+	{[]string{"Unable to detach from", "No such process"}, Temp, syscall.EBUSY, "somebody else has begun to trace or to checkpoint it"},
 	{[]string{"Timeout reached"}, Temp, syscall.ETIMEDOUT, "it did not stand still in time"},
 }
 

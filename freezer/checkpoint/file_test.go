@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -243,6 +244,43 @@ func TestRelocations(t *testing.T) {
 		t.Errorf("the first match has to count: %s", got)
 	}
 }
+
+// The images of a file on a full disk are unpacked elsewhere.
+func TestARestartFromAFullDisk(t *testing.T) {
+	need(t)
+	j := begin(t, "count")
+	full, other := t.TempDir(), t.TempDir()
+	for dir, size := range map[string]string{full: "size=32m", other: "size=4k"} {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, size); err != nil {
+			t.Skip("it takes the right to mount: ", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+	file, _ := j.save(t, func(o *Order) { o.File, o.Compress = filepath.Join(full, "x"), true })
+	f, err := os.Create(filepath.Join(full, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, neverEnding{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", other)
+	var e *Error
+	if _, err := Restart(t.Context(), Plan{File: file}); !errors.As(err, &e) || e.Class != Temp || e.Errno != syscall.ENOSPC {
+		t.Errorf("without room anywhere: %v", err)
+	}
+	t.Setenv("TMPDIR", j.dir)
+	restart(t, Plan{File: file})
+	j.goesOn(t)
+	noBoxes(t, full)
+	noBoxes(t, j.dir)
+}
+
+// neverEnding is /dev/zero.
+type neverEnding struct{}
+
+func (neverEnding) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestARelocatedJobFindsItsFiles(t *testing.T) {
 	t.Parallel()

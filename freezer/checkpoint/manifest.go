@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -84,6 +85,14 @@ type Part struct {
 	Name string `json:"name"`
 	Size int64  `json:"size"`
 	Sum  string `json:"crc32c"` // eight hexadecimal digits
+}
+
+// size is that of all parts, in bytes.
+func (m *Manifest) size() (n uint64) {
+	for _, p := range m.Parts {
+		n += min(uint64(p.Size), math.MaxUint64-n) // none is below 0
+	}
+	return n
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

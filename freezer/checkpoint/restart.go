@@ -101,6 +101,10 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 		saved.close()
 		return nil, err
 	}
+	size := saved.manifest.size()
+	if p.File != "" && !hasRoom(in, size) && hasRoom(os.TempDir(), size) {
+		in = os.TempDir()
+	}
 	b, err := newBox(in)
 	if err != nil && p.File != "" { // a directory that cannot be written to may be read from
 		b, err = newBox(os.TempDir())
@@ -114,6 +118,9 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	// is restarted, unless they are trusted.
 	b.way = b.dir
 	if err := saved.unpack(b.images()); err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			err = fail(Temp, syscall.ENOSPC, "there is no room in %s for the images, %.1f MB: make some, there or where TMPDIR says", in, float64(size)/1e6)
+		}
 		return nil, p.named(err)
 	}
 	j := &Job{Manifest: saved.manifest}
@@ -142,7 +149,7 @@ func (m *Manifest) mayRun(suspended bool) error {
 	for _, l := range m.Locks {
 		names = append(names, l.Name)
 	}
-	return fail(Env, syscall.ENOLCK, "%s is %w: restart it with lockctl restart, which takes the lock over", strings.Join(names, " "), ErrSuspended)
+	return fail(Env, syscall.ENOLCK, "%s was %w: restart it with lockctl restart, which takes the lock over if it still is", strings.Join(names, " "), ErrSuspended)
 }
 
 // open opens the file.

@@ -114,7 +114,7 @@ func TestASuspendedJobTakesItsLock(t *testing.T) {
 	})
 	_, err := Restart(context.Background(), Plan{File: file, CRIU: need(t)})
 	var e *Error
-	if !errors.Is(err, ErrSuspended) || !errors.As(err, &e) || e.Errno != syscall.ENOLCK || !strings.Contains(err.Error(), "job1 is kept for it") {
+	if !errors.Is(err, ErrSuspended) || !errors.As(err, &e) || e.Errno != syscall.ENOLCK || !strings.Contains(err.Error(), "job1 was kept for it") {
 		t.Fatalf("the error is %v", err)
 	}
 	noBoxes(t, j.dir)

@@ -51,7 +51,7 @@ func openTrusted(path string) (*os.File, error) {
 	case unix.S_IFDIR:
 		return nil, &os.PathError{Op: "read", Path: path, Err: unix.EISDIR}
 	default: // opening it may wait, or do something
-		return nil, untrusted(path, "it is no regular file")
+		return nil, fail(Args, syscall.EINVAL, "%s is no regular file: its descriptor may be given instead", path)
 	}
 	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", look), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
