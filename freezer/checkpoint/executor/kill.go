@@ -52,25 +52,39 @@ func end(ctx context.Context, m *checkpoint.Manifest) error {
 	return v.kill(ctx)
 }
 
-// stop stops a process, if it is the one that is meant when its number cannot become another's.
-func (v *victims) stop(pid int, meant func() bool) error {
+// add adds a process, if it is the one that is meant when its number cannot become another's.
+func (v *victims) add(pid int, meant func() bool) (added bool, err error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, syscall.ESRCH) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
+		return false, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	start, err := startOf(pid)
 	if err != nil || !meant() {
 		_ = unix.Close(fd)
-		return nil
+		return false, nil
 	}
 	v.found, v.known[pid] = append(v.found, victim{pid, fd, start}), true
-	if err := unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+	return true, nil
+}
+
+// stop adds a process, and stops it.
+func (v *victims) stop(pid int, meant func() bool) error {
+	added, err := v.add(pid, meant)
+	if err != nil || !added {
+		return err
+	}
+	if err := unix.PidfdSendSignal(v.found[len(v.found)-1].fd, unix.SIGSTOP, nil, 0); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("stop process %d: %w", pid, err)
 	}
 	return nil
+}
+
+// child says whether a process is one of another.
+func child(pid, of int) func() bool {
+	return func() bool { parent, err := parentOf(pid); return err == nil && parent == of }
 }
 
 // stopBelow stops the children of all, and says whether there was a new one.
@@ -86,7 +100,7 @@ func (v *victims) stopBelow() (more bool, err error) {
 			if v.known[pid] {
 				continue
 			}
-			if err := v.stop(pid, func() bool { parent, err := parentOf(pid); return err == nil && parent == p.pid }); err != nil {
+			if err := v.stop(pid, child(pid, p.pid)); err != nil {
 				return false, err
 			}
 		}

@@ -306,6 +306,16 @@ func TestARestartIsBrokenOff(t *testing.T) {
 	}
 	j.never(before, "a refusal")
 
+	orphaned := &restarted{resume: func(pid int) {
+		if parent, err := parentOf(pid); err != nil || syscall.Kill(parent, syscall.SIGKILL) != nil {
+			t.Error("no parent: ", parent, err)
+		}
+	}}
+	if text, err := restart(t.Context(), orphaned); err == nil || !strings.Contains(err.Error(), "the job was not let run") {
+		t.Fatal("restarted by a parent that was killed: ", text, err)
+	}
+	j.never(before, "the end of its parent")
+
 	locks := &restarted{}
 	text, err := restart(t.Context(), locks)
 	if err != nil || !strings.Contains(text, "is held, with fence 8") || <-locks.runs != 8 {

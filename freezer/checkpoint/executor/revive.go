@@ -111,6 +111,9 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	}
 	// Until the job runs, the end of this connection ends it and its parent.
 	abandon := context.AfterFunc(ctx, func() { _ = p.socket.Close() })
+	// But for a parent that was killed, whose job nobody would let run or end.
+	job := victims{known: make(map[int]bool)}
+	defer job.close()
 	fail := func(err error) (string, error) {
 		abandon()
 		_ = p.socket.Close()
@@ -118,7 +121,8 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return "", err
+		_, e := job.stopBelow()
+		return "", errors.Join(err, e, job.kill(x.ctx))
 	}
 	var made restored
 	if err := p.ask(s, &made); err != nil {
@@ -126,6 +130,9 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	}
 	if made.Failed != "" {
 		return fail(errors.New(made.Failed))
+	}
+	if _, err := job.add(made.PID, child(made.PID, p.cmd.Process.Pid)); err != nil {
+		return fail(err)
 	}
 	v := verdict{Run: true}
 	if hold != nil {

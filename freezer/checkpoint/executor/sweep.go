@@ -2,9 +2,12 @@ package executor
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
 )
@@ -42,9 +45,20 @@ func noted(records string) (paths []string) {
 // sweep removes what earlier executors have left, and nobody uses.
 func (x *Executor) sweep() {
 	for _, path := range x.left {
-		if dir, err := os.ReadFile(path); err == nil && filepath.IsAbs(string(dir)) {
-			checkpoint.Sweep(string(dir))
+		if dir, err := readRecord(path); err == nil && filepath.IsAbs(dir) {
+			checkpoint.Sweep(dir)
 		}
 		_ = os.Remove(path)
 	}
+}
+
+// readRecord reads the name of a directory, of so many bytes as one can have.
+func readRecord(path string) (dir string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, unix.PathMax))
+	return string(text), err
 }
