@@ -45,6 +45,9 @@ func protectServers(set map[uint64]string, mounts []mount) error {
 func (p *procfs) protectFiles(set map[uint64]string, mounts []mount, pid int32) error {
 	dir := "/proc/" + strconv.Itoa(int(pid))
 	text, err := p.whole(strconv.Itoa(int(pid))+"/mountinfo", maxMounts)
+	if errors.Is(err, unix.EINVAL) {
+		return nil // it has no mount namespace any more, and has closed its files before that
+	}
 	if err != nil {
 		return err
 	}

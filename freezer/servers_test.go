@@ -60,6 +60,14 @@ func TestFSServers(t *testing.T) {
 			}
 			g.Close()
 			await(t, "the guards' end", func() bool { return len(guards(t)) == 0 })
+			// Killed, and not waited for, it writes nothing any more.
+			if err := syscall.Kill(a.pid(), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the server's end", func() bool { return stateOf(a.pid()) == "Z" })
+			if _, err := SurveyFS(o); err != nil {
+				t.Errorf("%s, of a server that has ended: %v", fstype, err)
+			}
 			a.kill()
 		}
 	}
