@@ -404,9 +404,6 @@ func (o *Order) checkBackup() error {
 	if o.Backup, err = filepath.Abs(o.Backup); err != nil {
 		return classed(err, "find our directory")
 	}
-	if o.Backup == o.File {
-		return fail(Args, syscall.EINVAL, "%s cannot be its own backup", o.File)
-	}
 	if err := replaceable(o.Backup); err != nil {
 		return err
 	}
@@ -420,6 +417,13 @@ func (o *Order) checkBackup() error {
 	dir, err := os.Stat(filepath.Dir(o.Backup))
 	if err != nil {
 		return classed(err, "look at the directory of the backup")
+	}
+	its, err := os.Stat(filepath.Dir(o.File))
+	if err != nil {
+		return classed(err, "look at the directory of the file")
+	}
+	if os.SameFile(its, dir) && filepath.Base(o.Backup) == filepath.Base(o.File) { // a link may lead there
+		return fail(Args, syscall.EINVAL, "%s cannot be its own backup", o.File)
 	}
 	if file.Sys().(*syscall.Stat_t).Dev != dir.Sys().(*syscall.Stat_t).Dev {
 		return fail(Args, syscall.EXDEV, "the backup %s would be on another file system than %s", o.Backup, o.File)

@@ -481,6 +481,11 @@ func TestBackups(t *testing.T) {
 	}
 	refused("the file itself", j.path("refused"), syscall.EINVAL)
 	refused("the file itself, by another path", filepath.Dir(j.dir)+"/./"+filepath.Base(j.dir)+"/refused", syscall.EINVAL)
+	linkedDir := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(j.dir, linkedDir); err != nil {
+		t.Fatal(err)
+	}
+	refused("the file itself, by way of a link", linkedDir+"/refused", syscall.EINVAL)
 	fifo := j.path("fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
