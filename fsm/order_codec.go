@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/binary"
+	"fmt"
 )
 
 // Least bytes that a part and an order take.
@@ -31,8 +32,8 @@ func (r *reader) blob(bound int, what string) []byte {
 
 func (r *reader) flags(all byte) byte {
 	v := r.byte()
-	if v&^all != 0 {
-		r.fail("flags %#x", v)
+	if v&^all != 0 && r.err == nil {
+		r.err, r.b = fmt.Errorf("%w (flags %#x are not known here)", ErrNewer, v&^all), nil
 	}
 	return v
 }

@@ -2,6 +2,7 @@ package job
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -142,11 +143,20 @@ func (k *kin) freeze(pid int) {
 	}
 }
 
+// maxEnviron is more than execve(2) takes, in bytes. A process can say that more is its own
+// (PR_SET_MM of prctl(2)).
+const maxEnviron = 6 << 20
+
 func (k *kin) marked(pid int) bool {
 	if k.mark == "" && k.also == "" {
 		return false
 	}
-	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	env, err := io.ReadAll(io.LimitReader(f, maxEnviron))
 	if err != nil {
 		return false
 	}

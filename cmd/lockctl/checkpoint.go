@@ -159,7 +159,7 @@ func (p *program) act(cmd *cobra.Command, node, action, file string, spec any, w
 	o, err := p.awaitFrozen(s, w)
 	if err != nil {
 		if strings.HasPrefix(o.Why, lateWhy) {
-			err = fmt.Errorf("%w; --timeout gives it more", err)
+			err = fmt.Errorf("%w; --timeout gives it more (lockctl locks says what has become of its lock)", err)
 		}
 		return err
 	}

@@ -22,6 +22,8 @@ type box struct {
 	at   *os.File // it
 	way  string   // the path by which what is in it is reached
 	lock *os.File
+	// owner is the user of what we make there, who may be nobody on NFS.
+	owner uint32
 }
 
 const (
@@ -35,7 +37,6 @@ func newBox(in string) (*box, error) {
 	if err != nil {
 		return nil, err
 	}
-	Sweep(in)
 	for range 3 {
 		dir, err := os.MkdirTemp(in, boxPattern)
 		if err != nil {
@@ -43,6 +44,7 @@ func newBox(in string) (*box, error) {
 		}
 		b, err := openBox(dir)
 		if err == nil {
+			sweep(in, b.owner)
 			return b, nil
 		}
 		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EAGAIN) { // which is: swept before it was locked
@@ -81,7 +83,7 @@ func (b *box) fill() (err error) {
 	if err = unix.Flock(int(b.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return err
 	}
-	// What we make is ours (on NFS it may be nobody's), and so the directory has to be.
+	// What we make is ours, and so the directory has to be.
 	var ours, theirs unix.Stat_t
 	if err = errors.Join(unix.Fstat(int(b.lock.Fd()), &ours), unix.Fstat(int(b.at.Fd()), &theirs)); err != nil {
 		return err
@@ -93,6 +95,7 @@ func (b *box) fill() (err error) {
 	if ours.Uid != theirs.Uid || theirs.Mode&0o022 != 0 || len(names) > 1 {
 		return &os.PathError{Op: "use", Path: b.dir, Err: errNotOurBox}
 	}
+	b.owner = ours.Uid
 	return os.Mkdir(b.images(), 0o700)
 }
 
@@ -138,7 +141,11 @@ func (b *box) remove() {
 
 // Sweep removes the boxes in a directory that nobody has, which killed checkpoints and restarts
 // have left. The next one there does so as well. Errors are for those who look at the directory.
-func Sweep(in string) {
+func Sweep(in string) { sweep(in, uint32(os.Geteuid())) }
+
+// sweep takes for a box only what its owner has made as one: nobody else's directory, and none of
+// theirs that somebody else has given such a name, and a lock of his own.
+func sweep(in string, owner uint32) {
 	left, _ := filepath.Glob(filepath.Join(escapeGlob(in), boxPattern))
 	for _, dir := range left {
 		b := &box{dir: dir}
@@ -148,7 +155,7 @@ func Sweep(in string) {
 		var err error
 		b.lock, err = os.OpenFile(b.path(boxLock), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		switch {
-		case err == nil && isBoxLock(b.lock) && unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil:
+		case err == nil && isPrivate(b.at, owner) && isPrivate(b.lock, owner) && unix.Flock(int(b.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil:
 			b.remove()
 			continue
 		case errors.Is(err, os.ErrNotExist):
@@ -158,11 +165,13 @@ func Sweep(in string) {
 	}
 }
 
-// isBoxLock tells the lock of a box from what others call so: a directory that is root's may have
-// been given the name of a box.
-func isBoxLock(f *os.File) bool {
-	st, err := f.Stat()
-	return err == nil && st.Mode().IsRegular() && st.Size() == 0
+// isPrivate says whether a directory, or an empty file, is one user's, and nobody else's to use.
+func isPrivate(f *os.File, owner uint32) bool {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Uid != owner || st.Mode&0o077 != 0 {
+		return false
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0
 }
 
 func escapeGlob(path string) string {

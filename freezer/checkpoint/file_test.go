@@ -690,6 +690,7 @@ func TestWhatIsNoBox(t *testing.T) {
 	other, open, full := filepath.Join(dir, ".checkpoint-1"), filepath.Join(dir, ".checkpoint-2"), filepath.Join(dir, ".checkpoint-3")
 	like := filepath.Join(t.TempDir(), ".checkpoint-5")
 	named := filepath.Join(dir, ".checkpoint-6")
+	theirs, half := filepath.Join(dir, ".checkpoint-7"), filepath.Join(dir, ".checkpoint-8")
 	link, target := filepath.Join(dir, ".checkpoint-4"), filepath.Join(dir, "target")
 	err := errors.Join(
 		os.Mkdir(other, 0o700), os.Chown(other, 65534, 65534),
@@ -697,6 +698,8 @@ func TestWhatIsNoBox(t *testing.T) {
 		os.Mkdir(full, 0o700), os.WriteFile(filepath.Join(full, "hers"), nil, 0o600),
 		os.Mkdir(like, 0o700), os.WriteFile(filepath.Join(like, boxLock), nil, 0o600), os.WriteFile(filepath.Join(like, "hers"), nil, 0o600),
 		os.Mkdir(named, 0o700), os.WriteFile(filepath.Join(named, boxLock), []byte("hers"), 0o600),
+		os.Mkdir(theirs, 0o700), os.WriteFile(filepath.Join(theirs, boxLock), nil, 0o600), os.Chown(theirs, 65534, 65534),
+		os.Mkdir(half, 0o700), os.WriteFile(filepath.Join(half, boxLock), nil, 0o600), os.Chown(filepath.Join(half, boxLock), 65534, 65534),
 		os.Mkdir(target, 0o700), os.WriteFile(filepath.Join(target, boxLock), nil, 0o600), os.Symlink(target, link),
 	)
 	if err != nil {
@@ -714,7 +717,7 @@ func TestWhatIsNoBox(t *testing.T) {
 		t.Errorf("one that has a lock: %v, %v", b, err)
 	}
 	Sweep(dir)
-	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(named, boxLock), filepath.Join(target, boxLock)} {
+	for _, name := range []string{filepath.Join(full, "hers"), filepath.Join(like, "hers"), filepath.Join(like, boxLock), filepath.Join(named, boxLock), filepath.Join(target, boxLock), filepath.Join(theirs, boxLock), filepath.Join(half, boxLock)} {
 		if !isThere(name) {
 			t.Errorf("%s was removed", name)
 		}

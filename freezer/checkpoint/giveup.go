@@ -12,10 +12,33 @@ import (
 // processes until the last moment, and if it ended they would run. So they are killed first,
 // and CRIU after them.
 
-// giveUp ends a run of CRIU, and what it has restored.
+// giveUp ends a run of CRIU, and what it has restored, and what else it has started: it tries
+// some things in a child that stands still, or sleeps, for ever.
 func (o *restoreOrder) giveUp(criu *os.Process) error {
 	o.kill()
+	if criu.Signal(syscall.SIGSTOP) == nil {
+		o.killBelow(criu.Pid)
+	}
 	return criu.Kill()
+}
+
+// killBelow kills what descends from a process that has been told to stop.
+func (o *restoreOrder) killBelow(criu int) {
+	for until := time.Now().Add(killTime); time.Now().Before(until); time.Sleep(abortInterval) {
+		all, err := readTable()
+		if err != nil {
+			return
+		}
+		stands := all[criu].state == 'T' || !all[criu].lives()
+		for pid := range all {
+			if pid != criu && all.below(pid, criu) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		if stands { // and had started all that it ever will
+			return
+		}
+	}
 }
 
 // abandon ends what a run of CRIU has left, and waits for those that are our children then.

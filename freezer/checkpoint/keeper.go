@@ -197,6 +197,8 @@ func (k *keeper) end(early bool) {
 	if !k.ended() {
 		k.abort()
 	}
+	// CRIU tries some things in a child that stands still, and leaves it so if it is killed then.
+	k.others(killTime, func(_, pidfd int) { _ = unix.PidfdSendSignal(pidfd, syscall.SIGKILL, nil, 0) })
 	_ = k.cmd.Wait()
 	closeAll(k.status, k.held)
 	k.box.remove()

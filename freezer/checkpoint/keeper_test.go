@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// busyCRIU stands for CRIU at work: it makes its directory again and again, in several
+// busyCRIU stands for CRIU at work: it makes what is in the box again and again, in several
 // processes, and says when it has begun.
 const busyCRIU = `#!/bin/sh
 work() { while mkdir -p "$1/images"; echo x >"$1/images/x" || [ "$3" ]; do :; done 2>/dev/null; }
@@ -42,7 +42,7 @@ func TestAKilledCRIULeavesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			k, err := startKeeper(b, program, []string{b.dir, begun, c.stubborn}, false)
+			k, err := startKeeper(b, program, []string{b.way, begun, c.stubborn}, false)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -107,7 +107,8 @@ func Restart(ctx context.Context, p Plan) (*Job, error) {
 	}
 	b, err := newBox(in)
 	if err != nil && p.File != "" { // a directory that cannot be written to may be read from
-		b, err = newBox(os.TempDir())
+		in = os.TempDir()
+		b, err = newBox(in)
 	}
 	if err != nil {
 		saved.close()

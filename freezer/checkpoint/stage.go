@@ -184,6 +184,7 @@ func (o *restoreOrder) stage(in *json.Decoder) error {
 		for {
 			var sig syscall.Signal
 			if in.Decode(&sig) != nil {
+				cancel() // nobody wants what is not restored yet
 				return
 			}
 			if sig == giveUp {

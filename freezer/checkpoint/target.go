@@ -122,9 +122,14 @@ func elsewhere(pid, eldest int) string {
 		if err != nil {
 			continue
 		}
-		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns.name)); err == nil && got != want {
-			return ns.say
+		got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns.name))
+		if err != nil || got == want {
+			continue
 		}
+		if first, err := os.Readlink("/proc/1/ns/" + ns.name); ns.name == "mnt" && err == nil && got == first {
+			return "the host's mount namespace, and we are not (as a service with PrivateTmp or ProtectSystem is not: see deploy/lockerd.service.d/jobs.conf)"
+		}
+		return ns.say
 	}
 	return ""
 }

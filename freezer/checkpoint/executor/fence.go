@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/lockerd/lockerd/freezer/checkpoint"
@@ -16,7 +14,7 @@ import (
 
 // fenceFile is the one that a process's environment names; "" if it names none.
 func fenceFile(pid int) (path string, err error) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+	text, err := readText(pid, "environ")
 	if err != nil {
 		return "", fmt.Errorf("read the environment of process %d: %w", pid, err)
 	}
@@ -35,8 +33,8 @@ func holdCommits(ctx context.Context, pid int) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if path != "" {
-		release, err = fencefile.Hold(ctx, filepath.Join("/proc", strconv.Itoa(pid), "root", path))
+	if path != "" { // ours, as what sees another is not saved
+		release, err = fencefile.Hold(ctx, path)
 	}
 	if path == "" || errors.Is(err, os.ErrNotExist) {
 		return func() {}, nil

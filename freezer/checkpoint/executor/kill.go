@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -82,9 +83,39 @@ func (v *victims) stop(pid int, meant func() bool) error {
 	return nil
 }
 
-// child says whether a process is one of another.
-func child(pid, of int) func() bool {
-	return func() bool { parent, err := parentOf(pid); return err == nil && parent == of }
+// endAll kills processes that are still of a session, and waits for their end.
+func endAll(ctx context.Context, session int, pids []int) error {
+	v := victims{known: make(map[int]bool)}
+	defer v.close()
+	for _, pid := range pids {
+		if _, err := v.add(pid, within(pid, session)); err != nil {
+			return err
+		}
+	}
+	return v.kill(ctx)
+}
+
+// within says whether a process is of a session, or descends from one that is.
+func within(pid, session int) func() bool {
+	return func() bool {
+		for pid > 1 {
+			if sid, err := statOf(pid, 6); err == nil && sid == strconv.Itoa(session) {
+				return true
+			}
+			parent, err := parentOf(pid)
+			if err != nil {
+				return false
+			}
+			pid = parent
+		}
+		return false
+	}
+}
+
+// lives says whether a process has not ended.
+func lives(pid int) bool {
+	state, err := statOf(pid, 3)
+	return err == nil && state != "Z" && state != "X"
 }
 
 // stopBelow stops the children of all, and says whether there was a new one.
@@ -100,7 +131,7 @@ func (v *victims) stopBelow() (more bool, err error) {
 			if v.known[pid] {
 				continue
 			}
-			if err := v.stop(pid, child(pid, p.pid)); err != nil {
+			if err := v.stop(pid, func() bool { parent, err := parentOf(pid); return err == nil && parent == p.pid }); err != nil {
 				return false, err
 			}
 		}

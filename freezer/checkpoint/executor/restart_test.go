@@ -316,6 +316,29 @@ func TestARestartIsBrokenOff(t *testing.T) {
 	}
 	j.never(before, "the end of its parent")
 
+	// Killed while CRIU is at work, it leaves that alone with the job.
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			ours, _ := children(os.Getpid())
+			for _, pid := range ours {
+				if syscall.Kill(j.pids[0], 0) == nil && nameOf(pid) == parentName {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+					return
+				}
+			}
+		}
+	}()
+	if text, err := restart(t.Context(), &restarted{refuse: errNo}); err == nil {
+		t.Fatal("restarted by a parent that was killed: ", text)
+	}
+	cancel()
+	j.never(before, "the end of its parent while CRIU was at work")
+	if left, err := filepath.Glob(filepath.Join(j.dir, ".checkpoint-*")); err != nil || len(left) > 0 {
+		t.Error("left behind: ", left, err)
+	}
+
 	locks := &restarted{}
 	text, err := restart(t.Context(), locks)
 	if err != nil || !strings.Contains(text, "is held, with fence 8") || <-locks.runs != 8 {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -111,18 +112,15 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	}
 	// Until the job runs, the end of this connection ends it and its parent.
 	abandon := context.AfterFunc(ctx, func() { _ = p.socket.Close() })
-	// But for a parent that was killed, whose job nobody would let run or end.
-	job := victims{known: make(map[int]bool)}
-	defer job.close()
 	fail := func(err error) (string, error) {
 		abandon()
 		_ = p.socket.Close()
-		_ = p.cmd.Wait()
+		e := p.end(x.ctx, m)
+		checkpoint.Sweep(filepath.Dir(s.File)) // what a parent that was killed has left
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		_, e := job.stopBelow()
-		return "", errors.Join(err, e, job.kill(x.ctx))
+		return "", errors.Join(err, e)
 	}
 	var made restored
 	if err := p.ask(s, &made); err != nil {
@@ -130,9 +128,6 @@ func (x *Executor) restart(ctx context.Context, order uint64, s RestartSpec, m *
 	}
 	if made.Failed != "" {
 		return fail(errors.New(made.Failed))
-	}
-	if _, err := job.add(made.PID, child(made.PID, p.cmd.Process.Pid)); err != nil {
-		return fail(err)
 	}
 	v := verdict{Run: true}
 	if hold != nil {
@@ -232,6 +227,60 @@ func (p *parent) ask(question, answer any) error {
 		return err
 	}
 	return p.said.Decode(answer)
+}
+
+// end waits for the end of a parent whose job is not to run, and sees to it that nothing is left of
+// that: if the parent was killed, CRIU goes on without it, and what it restores stands still
+// for ever. Both are of the parent's session, which is theirs alone. As always the job is killed
+// before CRIU, which would let go of it.
+func (p *parent) end(ctx context.Context, m *checkpoint.Manifest) error {
+	session := p.cmd.Process.Pid // not another's before we have waited for it
+	defer func() { _ = p.cmd.Wait() }()
+	for {
+		err := unix.Waitid(unix.P_PID, session, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if err == nil {
+			break
+		}
+		if err != unix.EINTR {
+			return fmt.Errorf("wait for the job's parent: %w", err)
+		}
+	}
+	for ctx.Err() == nil {
+		job, others, err := p.left(session, m)
+		if err != nil {
+			return err
+		}
+		if len(job) == 0 {
+			job = others
+		}
+		if len(job) == 0 {
+			return nil
+		}
+		if err := endAll(ctx, session, job); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// left are those of a session that live: the processes of a job, and others.
+func (p *parent) left(session int, m *checkpoint.Manifest) (job, others []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || !lives(pid) || !within(pid, session)() {
+			continue
+		}
+		if slices.ContainsFunc(m.Processes, func(p checkpoint.Process) bool { return p.PID == pid }) {
+			job = append(job, pid)
+		} else {
+			others = append(others, pid)
+		}
+	}
+	return job, others, nil
 }
 
 // follow waits for the end of the job, which nobody else may be there to tell of.

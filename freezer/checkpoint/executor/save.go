@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -255,9 +256,23 @@ func above(pid int) (all []int) {
 
 // nameOf is what a process calls itself, in its first argument.
 func nameOf(pid int) string {
-	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	text, _ := readText(pid, "cmdline")
 	name, _, _ := strings.Cut(string(text), "\x00")
 	return name
+}
+
+// maxText is the most that execve(2) takes of arguments and environment, in bytes. A process can say
+// that more is its own (PR_SET_MM of prctl(2)).
+const maxText = 6 << 20
+
+// readText reads the arguments or the environment of a process.
+func readText(pid int, which string) ([]byte, error) {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/" + which)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxText))
 }
 
 // children are the children of a process: of all its threads, as each has a list of those

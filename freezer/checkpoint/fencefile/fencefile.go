@@ -15,6 +15,7 @@
 package fencefile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -119,9 +120,13 @@ const (
 
 // Hold returns when the job has not locked its file, and cannot until release is called.
 func Hold(ctx context.Context, path string) (release func(), err error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // it may be no file of ours
 	if err != nil {
 		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, cmp.Or(err, fmt.Errorf("%s is no regular file", path))
 	}
 	release = sync.OnceFunc(func() { _ = f.Close() })
 	for until := time.Now().Add(patience); ; {
