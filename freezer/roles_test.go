@@ -20,7 +20,10 @@ import (
 
 // The roles are what the processes do that tests freeze. Many of them at once are
 // forked without exec: then a child must not use anything of the Go runtime, whose
-// other threads it does not have, and does nothing but system calls.
+// other threads it does not have, and does nothing but system calls. Not even the check of
+// the stack at the beginning of a function: if the scheduler wanted the processor back at the
+// time of the fork, the child would ask it what to do next, and wait for ever. So those that
+// go on for long are nosplit.
 var roles = map[string]func([]string){
 	"sleepers":   playSleepers,
 	"bomb":       playBomb,
@@ -44,6 +47,8 @@ var roles = map[string]func([]string){
 	"witness":    playWitness,
 }
 
+//go:norace
+//go:nosplit
 func fork() uintptr {
 	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno != 0 {
@@ -55,12 +60,16 @@ func fork() uintptr {
 // giveWay leaves the processors to the tests, and to whoever else is on the machine.
 func giveWay() { _ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) }
 
+//go:norace
+//go:nosplit
 func pauseForever() {
 	for {
 		_, _, _ = syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
 	}
 }
 
+//go:norace
+//go:nosplit
 func exit() { _, _, _ = syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0) }
 
 // untilClosed waits for the end of the test.
@@ -99,19 +108,26 @@ func shared() *atomic.Int64 {
 func playBomb(args []string) {
 	most, total := int64(count(args)), shared()
 	giveWay()
-	if fork() == 0 {
-		for {
-			if total.Load() >= most {
-				_, _, _ = syscall.RawSyscall(syscall.SYS_GETPPID, 0, 0, 0)
-				continue
-			}
-			total.Add(1)
-			_ = fork() // both go on
-		}
-	}
+	breed(total, most)
 	fmt.Println("ready")
 	untilClosed()
 	os.Exit(0)
+}
+
+//go:norace
+//go:nosplit
+func breed(total *atomic.Int64, most int64) {
+	if fork() != 0 {
+		return
+	}
+	for {
+		if total.Load() >= most {
+			_, _, _ = syscall.RawSyscall(syscall.SYS_GETPPID, 0, 0, 0)
+			continue
+		}
+		total.Add(1)
+		_ = fork() // both go on
+	}
 }
 
 // playHopper has a child that forks and ends, whose child does the same, until stdin is
@@ -119,24 +135,34 @@ func playBomb(args []string) {
 func playHopper([]string) {
 	over, hops := shared(), shared()
 	giveWay()
-	if fork() == 0 {
-		for over.Load() == 0 {
-			switch fork() {
-			case 0:
-				hops.Add(1)
-			case ^uintptr(0): // again
-			default:
-				exit()
-			}
-		}
-		exit()
-	}
+	hop((*int64)(unsafe.Pointer(over)), (*int64)(unsafe.Pointer(hops)))
 	fmt.Println("ready")
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		fmt.Println(hops.Load())
 	}
 	over.Store(1)
 	os.Exit(0)
+}
+
+// hop goes without package atomic, which in a child can wait for a lock of the race detector's that
+// another thread had. There is only one at a time to count.
+//
+//go:norace
+//go:nosplit
+func hop(over, hops *int64) {
+	if fork() != 0 {
+		return
+	}
+	for *over == 0 {
+		switch fork() {
+		case 0:
+			*hops++
+		case ^uintptr(0): // again
+		default:
+			exit()
+		}
+	}
+	exit()
 }
 
 // playNamed calls itself by a name that looks like the rest of proc_pid_stat(5).
