@@ -175,8 +175,8 @@ func stageMain() int {
 	return reap(o.Root, func(status syscall.WaitStatus) { _ = out.Encode(report{Ended: true, Status: &status}) })
 }
 
-// stage restores the job, and then passes on to it what comes through the socket. Who is at the other
-// end may have ended: that the job does not notice.
+// stage restores the job, and then passes on to it what comes through the socket. Who is at the
+// other end may end: a job that is restored by then does not notice, and no other is.
 func (o *restoreOrder) stage(in *json.Decoder) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	restored := make(chan struct{})

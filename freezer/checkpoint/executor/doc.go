@@ -28,5 +28,7 @@
 // and has not told the table, the next one does.
 //
 // The job's parent is a process of this program in a session of its own, which outlives the
-// one that has made it ([AtParent]). The hold does not depend on it: it ends with the job.
+// one that has made it ([AtParent]). The hold does not depend on it: it ends with the job. If
+// it is killed before the job is let run, what is in its session is ended, as CRIU and the
+// job would be left there.
 package executor

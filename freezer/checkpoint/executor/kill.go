@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -83,6 +85,26 @@ func (v *victims) stop(pid int, meant func() bool) error {
 	return nil
 }
 
+// left are those of a session that live: the processes of a job, and others.
+func left(session int, m *checkpoint.Manifest) (job, others []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || !lives(pid) || !within(pid, session)() {
+			continue
+		}
+		if slices.ContainsFunc(m.Processes, func(p checkpoint.Process) bool { return p.PID == pid }) {
+			job = append(job, pid)
+		} else {
+			others = append(others, pid)
+		}
+	}
+	return job, others, nil
+}
+
 // endAll kills processes that are still of a session, and waits for their end.
 func endAll(ctx context.Context, session int, pids []int) error {
 	v := victims{known: make(map[int]bool)}
@@ -142,9 +164,7 @@ func (v *victims) stopBelow() (more bool, err error) {
 // stand says whether all stand still, or have ended.
 func (v *victims) stand() bool {
 	for _, p := range v.found {
-		switch state, err := statOf(p.pid, 3); {
-		case err != nil, state == "T", state == "t", state == "Z", state == "X":
-		default:
+		if state, err := statOf(p.pid, 3); err == nil && state != "T" && state != "t" && lives(p.pid) {
 			return false
 		}
 	}

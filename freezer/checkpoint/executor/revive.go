@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -246,7 +245,7 @@ func (p *parent) end(ctx context.Context, m *checkpoint.Manifest) error {
 		}
 	}
 	for ctx.Err() == nil {
-		job, others, err := p.left(session, m)
+		job, others, err := left(session, m)
 		if err != nil {
 			return err
 		}
@@ -261,26 +260,6 @@ func (p *parent) end(ctx context.Context, m *checkpoint.Manifest) error {
 		}
 	}
 	return nil
-}
-
-// left are those of a session that live: the processes of a job, and others.
-func (p *parent) left(session int, m *checkpoint.Manifest) (job, others []int, err error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !lives(pid) || !within(pid, session)() {
-			continue
-		}
-		if slices.ContainsFunc(m.Processes, func(p checkpoint.Process) bool { return p.PID == pid }) {
-			job = append(job, pid)
-		} else {
-			others = append(others, pid)
-		}
-	}
-	return job, others, nil
 }
 
 // follow waits for the end of the job, which nobody else may be there to tell of.
